@@ -1,0 +1,1 @@
+//! Prefixes and the allocator of addresses.

@@ -1,0 +1,155 @@
+//! What a controller can be told to do, and what it answers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::rows::{NodeLifetime, Reservation, TokenSecret};
+use crate::id::{ContainerId, NodeId, TokenId};
+use crate::key::{PrivateKey, PublicKey};
+use crate::map::ContainerRecord;
+use crate::name::Name;
+use crate::time::Timestamp;
+
+/// What an operator says when a network is created; `Network::create` turns it into the first decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewNetwork {
+    /// Its name, unique at the controller.
+    pub name: Name,
+    /// Prefixes asked for: at most one IPv6 (a ULA /48 is drawn when there is none) and at most one IPv4.
+    pub prefixes: Vec<IpNet>,
+    /// Ranges inside the prefixes out of which nothing is allocated unless asked for by address.
+    pub reserved: Vec<IpNet>,
+    /// How long a released address rests before it is given again; `None` for the default.
+    pub rest: Option<Duration>,
+}
+
+/// One thing to decide.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Makes a join token.
+    CreateToken {
+        /// How often it can be used; `None` for any number of times.
+        uses: Option<u32>,
+        /// When it stops being accepted; `None` for never.
+        expires: Option<Timestamp>,
+        /// Whether nodes that join by it are collected when they stay away.
+        lifetime: NodeLifetime,
+    },
+    /// Makes a join token invalid from now on. Nodes that joined by it stay.
+    RevokeToken {
+        /// The token.
+        token: TokenId,
+    },
+    /// Admits a node, or confirms one that is admitted already (then the token's uses are not touched).
+    Join {
+        /// The secret that the token carries; `None` from a node that only resumes its membership.
+        secret: Option<TokenSecret>,
+        /// The node, by its own key.
+        node: NodeId,
+        /// The name it asks for; when another node has it, a number is appended.
+        name: Name,
+        /// Where its WireGuard port can be reached.
+        endpoints: Vec<SocketAddr>,
+    },
+    /// Tells where a node's WireGuard port can be reached now.
+    SetEndpoints {
+        /// The node.
+        node: NodeId,
+        /// All of its endpoints, best first.
+        endpoints: Vec<SocketAddr>,
+    },
+    /// Gives a container its addresses and keys. Repeated by the same node for the same name it is idempotent, but
+    /// for the key pair: a private key that was handed out is not stored, so without `public_key` a new pair is made.
+    Attach {
+        /// The node on which the container runs.
+        node: NodeId,
+        /// The container's name.
+        name: Name,
+        /// Explicit addresses, at most one of each family; the others are allocated.
+        addresses: Vec<IpAddr>,
+        /// The public half of a pair that the node made; `None` lets the controller make the pair.
+        public_key: Option<PublicKey>,
+    },
+    /// Takes a container's addresses and keys back. Of a name that the node does not have it is a no-op.
+    Detach {
+        /// The node on which the container runs.
+        node: NodeId,
+        /// The container's name.
+        name: Name,
+    },
+    /// Removes a node with all its containers; it needs a token to come back.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// Removes a container wherever it runs.
+    RemoveContainer {
+        /// The container's name.
+        name: Name,
+    },
+    /// Keeps a name and addresses for a container that will be attached later; replaces an earlier reservation of
+    /// the name. Missing addresses are allocated.
+    Reserve {
+        /// The container's name.
+        name: Name,
+        /// Explicit addresses, at most one of each family.
+        addresses: Vec<IpAddr>,
+    },
+    /// Gives a reservation up. Of a name that is not reserved it is a no-op.
+    Unreserve {
+        /// The container's name.
+        name: Name,
+    },
+    /// Replaces the settings of the network that may change while it lives.
+    Configure {
+        /// Ranges out of which nothing is allocated unless asked for by address.
+        reserved: Vec<IpNet>,
+        /// How long a released address rests.
+        rest: Duration,
+    },
+    /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
+    /// in the list are left alone.
+    Collect {
+        /// Nodes not seen for the network's time to live.
+        absent: Vec<NodeId>,
+    },
+    /// Starts a new epoch, so that agents accept a history that was restored from a backup.
+    NewEpoch,
+}
+
+/// What a controller answers.
+#[derive(Debug)]
+pub enum Reply {
+    /// It is done, or was so already.
+    Done,
+    /// A token was made. The secret is shown this once; only its hash is stored.
+    Token {
+        /// The token's handle.
+        id: TokenId,
+        /// What the joining node has to present.
+        secret: TokenSecret,
+    },
+    /// The node is a member.
+    Joined {
+        /// The name that it got.
+        name: Name,
+    },
+    /// The container is a member.
+    Attached {
+        /// Its record in the map.
+        container: ContainerRecord,
+        /// The private half, if the controller made the pair.
+        private_key: Option<PrivateKey>,
+    },
+    /// What is kept for the name.
+    Reserved(Reservation),
+    /// The containers that went away.
+    Removed {
+        /// Their identifiers.
+        containers: Vec<ContainerId>,
+        /// Number of nodes that went away.
+        nodes: usize,
+    },
+}

@@ -1,0 +1,19 @@
+//! The controller of one network as a pure function: `command + state -> changes + reply`.
+//!
+//! [`Network::decide`] looks at the state, the command, the time and the randomness it is handed and answers with a
+//! [`Decision`] or a [`Rejection`]; it changes nothing. Whoever owns the store commits the decision's changes under
+//! the next revision and only then calls [`Network::apply`] and sends the reply. So what was acknowledged is in the
+//! store, and a state can always be rebuilt from the rows that were committed.
+
+mod command;
+mod network;
+mod rejection;
+mod rows;
+
+pub use command::{Command, NewNetwork, Reply};
+pub use network::{Corrupt, Decision, Network};
+pub use rejection::Rejection;
+pub use rows::{
+    Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime, Reservation, Resting, Row,
+    RowKey, StateChange, Token, TokenSecret,
+};

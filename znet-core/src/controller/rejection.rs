@@ -1,0 +1,184 @@
+//! Why a controller says no. Every variant names what was asked for and what helps.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::id::{NodeId, TokenId};
+use crate::map::MAX_ENDPOINTS;
+use crate::name::Name;
+use crate::time::Timestamp;
+
+/// Why a command was not carried out. The state is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// No token has this secret.
+    #[error("no join token of this network has this secret; ask the operator for a new one")]
+    UnknownToken,
+    /// No token has this handle.
+    #[error("there is no token {token} in this network")]
+    NoSuchToken {
+        /// The handle asked for.
+        token: TokenId,
+    },
+    /// The token's time is over.
+    #[error("join token {token} has expired; ask the operator for a new one")]
+    ExpiredToken {
+        /// The token.
+        token: TokenId,
+        /// When it expired.
+        expired: Timestamp,
+    },
+    /// The token was used as often as it may be.
+    #[error("join token {token} was used {uses} times already, which is all it allows; ask the operator for a new one")]
+    UsedUpToken {
+        /// The token.
+        token: TokenId,
+        /// The uses that it allows.
+        uses: u32,
+    },
+    /// The token was revoked.
+    #[error("join token {token} was revoked; ask the operator for a new one")]
+    RevokedToken {
+        /// The token.
+        token: TokenId,
+    },
+    /// The node is no member.
+    #[error("node {node} is no member of this network; it has to join with a token first")]
+    UnknownNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// Too many endpoints for one node.
+    #[error("{got} endpoints were given; a node has at most {MAX_ENDPOINTS}")]
+    TooManyEndpoints {
+        /// Number given.
+        got: usize,
+    },
+    /// Another node has a container of this name.
+    #[error("the name {name} is taken by a container on node {node}; detach that one or choose another name")]
+    NameTaken {
+        /// The name.
+        name: Name,
+        /// The node that has it.
+        node: Name,
+    },
+    /// No container has this name.
+    #[error("there is no container {name} in this network")]
+    UnknownContainer {
+        /// The name.
+        name: Name,
+    },
+    /// The address is not inside the network's prefixes.
+    #[error("address {address} is outside the network's prefixes")]
+    OutsidePrefix {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address can never be a container's (the prefix's own or its broadcast address).
+    #[error("address {address} names the prefix itself and cannot be a container's")]
+    UnusableAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address belongs to somebody.
+    #[error("address {address} is taken by {holder}")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// The container or reservation that has it.
+        holder: Name,
+    },
+    /// The address was released a short while ago.
+    #[error("address {address} was released lately and rests until {until}; wait or choose another one")]
+    AddressResting {
+        /// The address.
+        address: IpAddr,
+        /// When it may be given again.
+        until: Timestamp,
+    },
+    /// More than one address of a family was asked for.
+    #[error("more than one {family} address was asked for; a container has one of each family")]
+    TooManyAddresses {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// Nothing is left to allocate.
+    #[error("prefix {prefix} is exhausted: every address is taken, reserved or rests")]
+    Exhausted {
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// Another container uses this public key.
+    #[error("the public key is in use by container {holder}; make a pair of its own for each container")]
+    KeyTaken {
+        /// The container that has it.
+        holder: Name,
+    },
+    /// Two prefixes or ranges of one network overlap.
+    #[error("{first} and {second} overlap; the prefixes of one network must not")]
+    OverlappingPrefixes {
+        /// One of them.
+        first: IpNet,
+        /// The other.
+        second: IpNet,
+    },
+    /// More prefixes of a family than a network has.
+    #[error("more than one {family} prefix was asked for; a network has one of each family")]
+    TooManyPrefixes {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// The prefix has no room for containers or is not for private use.
+    #[error("prefix {prefix} cannot be a network's: {why}")]
+    UnusablePrefix {
+        /// The prefix.
+        prefix: IpNet,
+        /// What is wrong with it and what would do.
+        why: &'static str,
+    },
+    /// A reserved range is not inside the network's prefixes.
+    #[error("reserved range {range} is outside the network's prefixes")]
+    ReservedOutside {
+        /// The range.
+        range: IpNet,
+    },
+    /// A bound of the controller was reached.
+    #[error("this network has {bound} {what} already, which is its bound")]
+    Full {
+        /// What there are too many of.
+        what: &'static str,
+        /// The bound.
+        bound: usize,
+    },
+}
+
+impl Rejection {
+    /// A stable machine-readable code: lower case words with underscores.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownToken => "unknown_token",
+            Self::NoSuchToken { .. } => "no_such_token",
+            Self::ExpiredToken { .. } => "expired_token",
+            Self::UsedUpToken { .. } => "used_up_token",
+            Self::RevokedToken { .. } => "revoked_token",
+            Self::UnknownNode { .. } => "unknown_node",
+            Self::TooManyEndpoints { .. } => "too_many_endpoints",
+            Self::NameTaken { .. } => "name_taken",
+            Self::UnknownContainer { .. } => "unknown_container",
+            Self::OutsidePrefix { .. } => "outside_prefix",
+            Self::UnusableAddress { .. } => "unusable_address",
+            Self::AddressTaken { .. } => "address_taken",
+            Self::AddressResting { .. } => "address_resting",
+            Self::TooManyAddresses { .. } => "too_many_addresses",
+            Self::Exhausted { .. } => "exhausted",
+            Self::KeyTaken { .. } => "key_taken",
+            Self::OverlappingPrefixes { .. } => "overlapping_prefixes",
+            Self::TooManyPrefixes { .. } => "too_many_prefixes",
+            Self::UnusablePrefix { .. } => "unusable_prefix",
+            Self::ReservedOutside { .. } => "reserved_outside",
+            Self::Full { .. } => "full",
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The entities of a network as they are stored: one row each, under a key of their own.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
+use crate::map::{self, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
+use crate::name::Name;
+use crate::time::Timestamp;
+
+/// How long a released address rests before it is given again, unless the network says otherwise.
+pub const DEFAULT_REST: Duration = Duration::from_secs(600);
+
+/// How long an ephemeral node may stay away before it is collected.
+pub const DEFAULT_EPHEMERAL_TTL: Duration = Duration::from_secs(300);
+
+/// The network itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConf {
+    /// The network.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// The ULA /48.
+    pub prefix6: Ipv6Net,
+    /// The IPv4 prefix, where it has one.
+    pub prefix4: Option<Ipv4Net>,
+    /// Ranges out of which nothing is allocated unless asked for by address.
+    pub reserved: Vec<IpNet>,
+    /// How long a released address rests, in milliseconds.
+    pub rest_millis: u64,
+    /// How long an ephemeral node may stay away, in milliseconds.
+    pub ephemeral_ttl_millis: u64,
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// When it was created.
+    pub created: Timestamp,
+    /// The identifier that the next new container gets; never reused.
+    pub next_container: ContainerId,
+}
+
+impl NetworkConf {
+    /// How long a released address rests.
+    pub fn rest(&self) -> Duration {
+        Duration::from_millis(self.rest_millis)
+    }
+
+    /// How long an ephemeral node may stay away.
+    pub fn ephemeral_ttl(&self) -> Duration {
+        Duration::from_millis(self.ephemeral_ttl_millis)
+    }
+
+    /// What members see of it.
+    pub fn record(&self) -> NetworkRecord {
+        NetworkRecord { id: self.id, name: self.name.clone(), prefix6: self.prefix6, prefix4: self.prefix4 }
+    }
+}
+
+/// Whether a node that stays away is collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeLifetime {
+    /// Stays a member until it leaves or is removed.
+    Lasting,
+    /// Is removed when it was not seen for the network's time to live.
+    Ephemeral,
+}
+
+/// The secret of a join token: 32 random bytes. Wiped when dropped and never stored, only its hash is.
+#[derive(Clone)]
+pub struct TokenSecret(Zeroizing<[u8; 32]>);
+
+impl TokenSecret {
+    /// A fresh secret out of the caller's randomness.
+    pub fn generate<R: CryptoRng + ?Sized>(rng: &mut R) -> Self {
+        let mut bytes = Zeroizing::new([0; 32]);
+        rng.fill_bytes(bytes.as_mut());
+        Self(bytes)
+    }
+
+    /// The secret of these bytes. The caller's copy stays the caller's to wipe.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The secret bytes, wiped when the returned value is dropped.
+    pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
+        self.0.clone()
+    }
+
+    /// What is stored in place of the secret: its SHA-256. The secret has 256 bits of entropy, so no slow hash is needed.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::new().chain_update(b"znet join token v1\0").chain_update(*self.0).finalize().into()
+    }
+}
+
+impl fmt::Debug for TokenSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenSecret(..)")
+    }
+}
+
+/// A join token as the controller keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its handle.
+    pub id: TokenId,
+    /// [`TokenSecret::hash`] of its secret.
+    pub secret_hash: [u8; 32],
+    /// How often it may be used in all; `None` for any number of times.
+    pub max_uses: Option<u32>,
+    /// How often it was used.
+    pub used: u32,
+    /// When it stops being accepted.
+    pub expires: Option<Timestamp>,
+    /// What becomes of the nodes that join by it.
+    pub lifetime: NodeLifetime,
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// A node as the controller keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// Where its WireGuard port can be reached.
+    pub endpoints: Vec<SocketAddr>,
+    /// Whether it is collected when it stays away.
+    pub lifetime: NodeLifetime,
+    /// The token by which it joined.
+    pub token: TokenId,
+    /// When it joined.
+    pub joined: Timestamp,
+}
+
+impl Node {
+    /// What members see of it.
+    pub fn record(&self) -> NodeRecord {
+        NodeRecord { id: self.id, name: self.name.clone(), endpoints: self.endpoints.clone() }
+    }
+}
+
+/// A container as the controller keeps it. There is no private key in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// What members see of it.
+    #[serde(flatten)]
+    pub record: ContainerRecord,
+    /// When it was attached first.
+    pub attached: Timestamp,
+}
+
+/// A name and addresses kept for a container that may come and go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The container's name.
+    pub name: Name,
+    /// The addresses kept: one of each family that the network has.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// An address that was released and is not given again before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resting {
+    /// The address.
+    pub address: IpAddr,
+    /// When it may be given again.
+    pub until: Timestamp,
+}
+
+/// One stored entity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Row {
+    /// The network itself.
+    Network(NetworkConf),
+    /// A join token.
+    Token(Token),
+    /// A node.
+    Node(Node),
+    /// A container.
+    Container(Container),
+    /// A reservation.
+    Reservation(Reservation),
+    /// A resting address.
+    Resting(Resting),
+}
+
+/// The key under which an entity is stored.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowKey {
+    /// The network itself.
+    Network,
+    /// A join token.
+    Token(TokenId),
+    /// A node.
+    Node(NodeId),
+    /// A container.
+    Container(ContainerId),
+    /// A reservation, by the container's name.
+    Reservation(Name),
+    /// A resting address.
+    Resting(IpAddr),
+}
+
+impl Row {
+    /// The key under which this row is stored.
+    pub fn key(&self) -> RowKey {
+        match self {
+            Self::Network(_) => RowKey::Network,
+            Self::Token(token) => RowKey::Token(token.id),
+            Self::Node(node) => RowKey::Node(node.id),
+            Self::Container(container) => RowKey::Container(container.record.id),
+            Self::Reservation(reservation) => RowKey::Reservation(reservation.name.clone()),
+            Self::Resting(resting) => RowKey::Resting(resting.address),
+        }
+    }
+}
+
+/// One step from a state to the next: what a store writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateChange {
+    /// The row is new, or replaces the one under its key.
+    Put(Row),
+    /// The row under this key is gone.
+    Remove(RowKey),
+}
+
+impl StateChange {
+    /// What the members of the network learn of this step; `None` when it is none of their business.
+    pub fn map_change(&self) -> Option<map::Change> {
+        match self {
+            Self::Put(Row::Network(conf)) => Some(map::Change::Put(Record::Network(conf.record()))),
+            Self::Put(Row::Node(node)) => Some(map::Change::Put(Record::Node(node.record()))),
+            Self::Put(Row::Container(c)) => Some(map::Change::Put(Record::Container(c.record.clone()))),
+            Self::Remove(RowKey::Network) => Some(map::Change::Remove(RecordKey::Network)),
+            Self::Remove(RowKey::Node(id)) => Some(map::Change::Remove(RecordKey::Node(*id))),
+            Self::Remove(RowKey::Container(id)) => Some(map::Change::Remove(RecordKey::Container(*id))),
+            Self::Put(Row::Token(_) | Row::Reservation(_) | Row::Resting(_))
+            | Self::Remove(RowKey::Token(_) | RowKey::Reservation(_) | RowKey::Resting(_)) => None,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The records of a map and their canonical bytes, over which digests are computed.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ContainerId, NetworkId, NodeId};
+use crate::key::PublicKey;
+use crate::name::Name;
+
+/// Most endpoints that a node may have in the map: enough for two address families on a few links.
+pub const MAX_ENDPOINTS: usize = 8;
+
+/// What every member must know of the network itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// The network.
+    pub id: NetworkId,
+    /// Its name at the controller.
+    pub name: Name,
+    /// The ULA /48 (RFC 4193) out of which every container has an address.
+    pub prefix6: Ipv6Net,
+    /// The IPv4 prefix, where the network has one.
+    pub prefix4: Option<Ipv4Net>,
+}
+
+/// What every member must know of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The node.
+    pub id: NodeId,
+    /// Its name, unique within the network.
+    pub name: Name,
+    /// Where its WireGuard port of this network can be reached, best first; at most [`MAX_ENDPOINTS`]. Empty when
+    /// nobody can reach it first: then its own packets tell the others.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What every member must know of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// The container.
+    pub id: ContainerId,
+    /// Its name, unique within the network.
+    pub name: Name,
+    /// The node on which it runs.
+    pub node: NodeId,
+    /// Its WireGuard public key.
+    pub public_key: PublicKey,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
+    /// Its IPv4 address, where the network has an IPv4 prefix.
+    pub address4: Option<Ipv4Addr>,
+}
+
+impl ContainerRecord {
+    /// Its addresses: IPv6, then IPv4 where it has one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V6(self.address6)).chain(self.address4.map(IpAddr::V4))
+    }
+}
+
+/// One entry of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// The network itself.
+    Network(NetworkRecord),
+    /// A node.
+    Node(NodeRecord),
+    /// A container.
+    Container(ContainerRecord),
+}
+
+/// The key under which a record stands in its map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordKey {
+    /// The network's own record.
+    Network,
+    /// A node's record.
+    Node(NodeId),
+    /// A container's record.
+    Container(ContainerId),
+}
+
+impl Record {
+    /// The key under which this record stands.
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Self::Network(_) => RecordKey::Network,
+            Self::Node(record) => RecordKey::Node(record.id),
+            Self::Container(record) => RecordKey::Container(record.id),
+        }
+    }
+
+    /// The canonical bytes: equal records give equal bytes and different records different ones, on every machine
+    /// and in every version that knows the same fields. Each field is fixed in length or preceded by its length.
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let mut out = Canonical(Vec::with_capacity(160));
+        match self {
+            Self::Network(r) => {
+                out.byte(1).bytes(r.id.as_bytes()).text(r.name.as_str());
+                out.bytes(&r.prefix6.addr().octets()).byte(r.prefix6.prefix_len());
+                match r.prefix4 {
+                    None => out.byte(0),
+                    Some(p) => out.byte(1).bytes(&p.addr().octets()).byte(p.prefix_len()),
+                };
+            }
+            Self::Node(r) => {
+                out.byte(2).bytes(r.id.as_bytes()).text(r.name.as_str()).length(r.endpoints.len());
+                for endpoint in &r.endpoints {
+                    out.address(endpoint.ip()).bytes(&endpoint.port().to_be_bytes());
+                }
+            }
+            Self::Container(r) => {
+                out.byte(3).bytes(&r.id.get().to_be_bytes()).text(r.name.as_str());
+                out.bytes(r.node.as_bytes()).bytes(r.public_key.as_bytes()).bytes(&r.address6.octets());
+                match r.address4 {
+                    None => out.byte(0),
+                    Some(a) => out.byte(1).bytes(&a.octets()),
+                };
+            }
+        }
+        out.0
+    }
+}
+
+struct Canonical(Vec<u8>);
+
+impl Canonical {
+    fn byte(&mut self, byte: u8) -> &mut Self {
+        self.0.push(byte);
+        self
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn length(&mut self, length: usize) -> &mut Self {
+        self.bytes(&(length as u64).to_be_bytes())
+    }
+
+    fn text(&mut self, text: &str) -> &mut Self {
+        self.length(text.len()).bytes(text.as_bytes())
+    }
+
+    fn address(&mut self, address: IpAddr) -> &mut Self {
+        match address {
+            IpAddr::V4(a) => self.byte(4).bytes(&a.octets()),
+            IpAddr::V6(a) => self.byte(6).bytes(&a.octets()),
+        }
+    }
+}
