@@ -30,6 +30,8 @@ pub struct NewNetwork {
 pub enum Command {
     /// Makes a join token.
     CreateToken {
+        /// A name by which tooling finds it again.
+        label: Option<Name>,
         /// How often it can be used; `None` for any number of times.
         uses: Option<u32>,
         /// When it stops being accepted; `None` for never.

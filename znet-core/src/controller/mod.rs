@@ -6,14 +6,18 @@
 //! store, and a state can always be rebuilt from the rows that were committed.
 
 mod command;
+mod decide;
+pub mod liveness;
+mod membership;
 mod network;
 mod rejection;
 mod rows;
 
 pub use command::{Command, NewNetwork, Reply};
-pub use network::{Corrupt, Decision, Network};
+pub use decide::Decision;
+pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKENS, Network};
 pub use rejection::Rejection;
 pub use rows::{
-    Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime, Reservation, Resting, Row,
-    RowKey, StateChange, Token, TokenSecret,
+    Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime, Reservation, Resting,
+    Row, RowKey, StateChange, Token, TokenSecret,
 };

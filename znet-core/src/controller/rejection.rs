@@ -31,7 +31,9 @@ pub enum Rejection {
         expired: Timestamp,
     },
     /// The token was used as often as it may be.
-    #[error("join token {token} was used {uses} times already, which is all it allows; ask the operator for a new one")]
+    #[error(
+        "join token {token} was used {uses} times already, which is all it allows; ask the operator for a new one"
+    )]
     UsedUpToken {
         /// The token.
         token: TokenId,
@@ -42,6 +44,14 @@ pub enum Rejection {
     #[error("join token {token} was revoked; ask the operator for a new one")]
     RevokedToken {
         /// The token.
+        token: TokenId,
+    },
+    /// Another valid token has this label.
+    #[error("token {token} has the label {label} already; revoke that one or choose another label")]
+    LabelTaken {
+        /// The label.
+        label: Name,
+        /// The token that has it.
         token: TokenId,
     },
     /// The node is no member.
@@ -163,6 +173,7 @@ impl Rejection {
             Self::ExpiredToken { .. } => "expired_token",
             Self::UsedUpToken { .. } => "used_up_token",
             Self::RevokedToken { .. } => "revoked_token",
+            Self::LabelTaken { .. } => "label_taken",
             Self::UnknownNode { .. } => "unknown_node",
             Self::TooManyEndpoints { .. } => "too_many_endpoints",
             Self::NameTaken { .. } => "name_taken",

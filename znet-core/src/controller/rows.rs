@@ -112,6 +112,9 @@ impl fmt::Debug for TokenSecret {
 pub struct Token {
     /// Its handle.
     pub id: TokenId,
+    /// A name that tooling gave it, so that it can find it again; unique among the tokens that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Name>,
     /// [`TokenSecret::hash`] of its secret.
     pub secret_hash: [u8; 32],
     /// How often it may be used in all; `None` for any number of times.

@@ -11,7 +11,9 @@ use crate::key::VerifyingKey;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The head is not signed by the network's key.
-    #[error("the head of revision {revision} is not signed by the network's key; the controller is not the one that issued the join token")]
+    #[error(
+        "the head of revision {revision} is not signed by the network's key; the controller is not the one that issued the join token"
+    )]
     Signature {
         /// The revision claimed.
         revision: Revision,
@@ -25,7 +27,9 @@ pub enum Refusal {
         got: NetworkId,
     },
     /// The head is older than the last one applied.
-    #[error("revision {revision} of epoch {epoch} is older than revision {applied} of epoch {applied_epoch}, which was applied already")]
+    #[error(
+        "revision {revision} of epoch {epoch} is older than revision {applied} of epoch {applied_epoch}, which was applied already"
+    )]
     Older {
         /// The epoch offered.
         epoch: Epoch,

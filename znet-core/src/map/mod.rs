@@ -158,8 +158,10 @@ impl Map {
 
     /// The steps that lead from this map to `new`: `self` with all of them applied equals `new`.
     pub fn diff(&self, new: &Self) -> Vec<Change> {
-        let gone = self.records().map(|old| old.key()).filter(|key| new.get(*key).is_none()).map(Change::Remove);
-        let put = new.records().filter(|record| self.get(record.key()).as_ref() != Some(record)).map(Change::Put);
+        let gone =
+            self.records().map(|old| old.key()).filter(|key| new.get(*key).is_none()).map(Change::Remove);
+        let put =
+            new.records().filter(|record| self.get(record.key()).as_ref() != Some(record)).map(Change::Put);
         gone.chain(put).collect()
     }
 

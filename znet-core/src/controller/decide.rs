@@ -1,0 +1,320 @@
+//! The decisions: what a command leads to, given the state. Nothing here changes anything.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rand_core::CryptoRng;
+
+use super::command::{Command, Reply};
+use super::network::{MAX_CONTAINERS, MAX_RESERVATIONS, MAX_RESERVED_RANGES, Network, millis};
+use super::rejection::Rejection;
+use super::rows::{Container, NetworkConf, Reservation, Resting, Row, RowKey, StateChange};
+use crate::addr::ExplicitError;
+use crate::id::{ContainerId, Epoch, NodeId};
+use crate::key::{PrivateKey, PublicKey};
+use crate::map::ContainerRecord;
+use crate::name::Name;
+use crate::time::Timestamp;
+
+/// How many addresses whose rest is over one decision clears away: enough to keep up, too few to be felt.
+const RESTED_CLEARED_AT_ONCE: usize = 16;
+
+/// What a command leads to.
+#[derive(Debug)]
+pub struct Decision {
+    /// What has to be committed before the reply may be sent; empty when everything was so already.
+    pub changes: Vec<StateChange>,
+    /// What to answer once it is committed.
+    pub reply: Reply,
+}
+
+impl Decision {
+    pub(super) fn nothing(reply: Reply) -> Self {
+        Self { changes: Vec::new(), reply }
+    }
+}
+
+impl Network {
+    /// Decides one command. Nothing is changed; an empty list of changes means that all was so already.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that names what is wrong and what helps.
+    pub fn decide<R: CryptoRng + ?Sized>(
+        &self,
+        command: &Command,
+        now: Timestamp,
+        rng: &mut R,
+    ) -> Result<Decision, Rejection> {
+        match command {
+            Command::CreateToken { label, uses, expires, lifetime } => {
+                self.create_token(label.as_ref(), *uses, *expires, *lifetime, now, rng)
+            }
+            Command::RevokeToken { token } => self.revoke_token(*token),
+            Command::Join { secret, node, name, endpoints } => {
+                self.join(secret.as_ref(), *node, name, endpoints, now)
+            }
+            Command::SetEndpoints { node, endpoints } => self.set_endpoints(*node, endpoints),
+            Command::Attach { node, name, addresses, public_key } => {
+                self.attach(*node, name, addresses, *public_key, now, rng)
+            }
+            Command::Detach { node, name } => Ok(match self.container_by_name(name) {
+                Some(container) if container.record.node == *node => self.remove_containers([container], now),
+                _ => Decision::nothing(Reply::Removed { containers: Vec::new(), nodes: 0 }),
+            }),
+            Command::RemoveNode { node } => self.remove_nodes(&[*node], now),
+            Command::RemoveContainer { name } => match self.container_by_name(name) {
+                Some(container) => Ok(self.remove_containers([container], now)),
+                None => Err(Rejection::UnknownContainer { name: name.clone() }),
+            },
+            Command::Reserve { name, addresses } => self.reserve(name, addresses, now),
+            Command::Unreserve { name } => Ok(self.unreserve(name, now)),
+            Command::Configure { reserved, rest } => self.configure(reserved, *rest),
+            Command::Collect { absent } => self.collect(absent, now),
+            Command::NewEpoch => {
+                let conf = NetworkConf {
+                    epoch: Epoch::new(self.conf().epoch.get().saturating_add(1)),
+                    ..self.conf().clone()
+                };
+                Ok(Decision { changes: vec![StateChange::Put(Row::Network(conf))], reply: Reply::Done })
+            }
+        }
+    }
+
+    fn attach<R: CryptoRng + ?Sized>(
+        &self,
+        node: NodeId,
+        name: &Name,
+        addresses: &[IpAddr],
+        public_key: Option<PublicKey>,
+        now: Timestamp,
+        rng: &mut R,
+    ) -> Result<Decision, Rejection> {
+        if self.node(&node).is_none() {
+            return Err(Rejection::UnknownNode { node });
+        }
+        let existing = self.container_by_name(name);
+        if let Some(container) = existing.filter(|container| container.record.node != node) {
+            let node = self.node(&container.record.node).map_or_else(|| name.clone(), |n| n.name.clone());
+            return Err(Rejection::NameTaken { name: name.clone(), node });
+        }
+        let holder = public_key.and_then(|key| self.container_by_key(&key));
+        if let Some(holder) = holder.filter(|holder| holder.record.name != *name) {
+            return Err(Rejection::KeyTaken { holder: holder.record.name.clone() });
+        }
+        if existing.is_none() && self.containers().len() >= MAX_CONTAINERS {
+            return Err(Rejection::Full { what: "containers", bound: MAX_CONTAINERS });
+        }
+        let held: Vec<IpAddr> = match (existing, self.reservation(name)) {
+            (Some(container), _) => container.record.addresses().collect(),
+            (None, Some(reservation)) => reservation.addresses.clone(),
+            (None, None) => Vec::new(),
+        };
+        let chosen = self.choose_addresses(name, addresses, &held, now)?;
+        let private_key = public_key.is_none().then(|| PrivateKey::generate(rng));
+        let public_key = match (&private_key, public_key) {
+            (Some(private_key), _) => private_key.public_key(),
+            (None, Some(public_key)) => public_key,
+            (None, None) => return Err(Rejection::UnknownContainer { name: name.clone() }),
+        };
+        let id = existing.map_or(self.conf().next_container, |container| container.record.id);
+        let record = record_of(id, name, node, public_key, &chosen);
+        let container = Container { attached: existing.map_or(now, |c| c.attached), record: record.clone() };
+        let reply = Reply::Attached { container: record, private_key };
+        if existing == Some(&container) {
+            return Ok(Decision::nothing(reply));
+        }
+        let mut changes = self.clear_rested(now);
+        changes.extend(self.end_rest_of(&chosen));
+        if let Some(old) = existing {
+            let given_up = old.record.addresses().filter(|address| !chosen.contains(address));
+            changes.extend(self.rest_released(name, given_up, now));
+        } else {
+            let next = ContainerId::new(self.conf().next_container.get().saturating_add(1));
+            let conf = NetworkConf { next_container: next, ..self.conf().clone() };
+            changes.push(StateChange::Put(Row::Network(conf)));
+        }
+        changes.push(StateChange::Put(Row::Container(container)));
+        Ok(Decision { changes, reply })
+    }
+
+    /// One address of each family that the network has: the explicit one, else the one held, else the lowest free.
+    fn choose_addresses(
+        &self,
+        name: &Name,
+        explicit: &[IpAddr],
+        held: &[IpAddr],
+        now: Timestamp,
+    ) -> Result<Vec<IpAddr>, Rejection> {
+        for family in [true, false] {
+            if explicit.iter().filter(|address| address.is_ipv4() == family).count() > 1 {
+                return Err(Rejection::TooManyAddresses { family: if family { "IPv4" } else { "IPv6" } });
+            }
+        }
+        for address in explicit {
+            if !self.pools().iter().any(|pool| pool.prefix().contains(address)) {
+                return Err(Rejection::OutsidePrefix { address: *address });
+            }
+        }
+        let mut chosen = Vec::with_capacity(2);
+        for pool in self.pools() {
+            let same_family = |address: &&IpAddr| address.is_ipv4() == pool.prefix().addr().is_ipv4();
+            let wanted = explicit.iter().find(same_family).copied();
+            let kept = held.iter().find(same_family).copied();
+            let address = match (wanted, kept) {
+                (None, Some(kept)) => kept,
+                (Some(wanted), kept) if Some(wanted) == kept => wanted,
+                (Some(wanted), _) => {
+                    pool.check_explicit(wanted, now)
+                        .map_err(|error| self.explicit_rejection(wanted, error, name))?;
+                    wanted
+                }
+                (None, None) => {
+                    pool.lowest_free(now).ok_or(Rejection::Exhausted { prefix: pool.prefix() })?
+                }
+            };
+            chosen.push(address);
+        }
+        Ok(chosen)
+    }
+
+    fn explicit_rejection(&self, address: IpAddr, error: ExplicitError, asking: &Name) -> Rejection {
+        match error {
+            ExplicitError::Outside => Rejection::OutsidePrefix { address },
+            ExplicitError::Unusable => Rejection::UnusableAddress { address },
+            ExplicitError::Resting(until) => Rejection::AddressResting { address, until },
+            ExplicitError::Taken => {
+                Rejection::AddressTaken { address, holder: self.holder(&address).unwrap_or(asking).clone() }
+            }
+        }
+    }
+
+    /// Removes containers; their addresses rest, but for those that a reservation keeps.
+    pub(super) fn remove_containers<'a>(
+        &self,
+        containers: impl IntoIterator<Item = &'a Container>,
+        now: Timestamp,
+    ) -> Decision {
+        let mut changes = self.clear_rested(now);
+        let mut removed = Vec::new();
+        for container in containers {
+            let record = &container.record;
+            changes.push(StateChange::Remove(RowKey::Container(record.id)));
+            changes.extend(self.rest_released(&record.name, record.addresses(), now));
+            removed.push(record.id);
+        }
+        Decision { changes, reply: Reply::Removed { containers: removed, nodes: 0 } }
+    }
+
+    fn reserve(&self, name: &Name, addresses: &[IpAddr], now: Timestamp) -> Result<Decision, Rejection> {
+        let old = self.reservation(name);
+        if old.is_none() && self.reservations().len() >= MAX_RESERVATIONS {
+            return Err(Rejection::Full { what: "reservations", bound: MAX_RESERVATIONS });
+        }
+        let held: Vec<IpAddr> = match (old, self.container_by_name(name)) {
+            (Some(reservation), _) => reservation.addresses.clone(),
+            (None, Some(container)) => container.record.addresses().collect(),
+            (None, None) => Vec::new(),
+        };
+        let chosen = self.choose_addresses(name, addresses, &held, now)?;
+        let reservation = Reservation { name: name.clone(), addresses: chosen.clone() };
+        let reply = Reply::Reserved(reservation.clone());
+        if old == Some(&reservation) {
+            return Ok(Decision::nothing(reply));
+        }
+        let in_use: Vec<IpAddr> =
+            self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
+        let given_up = old.into_iter().flat_map(|r| r.addresses.clone());
+        let given_up = given_up.filter(|address| !chosen.contains(address) && !in_use.contains(address));
+        let mut changes = self.clear_rested(now);
+        changes.extend(self.end_rest_of(&chosen));
+        changes.push(StateChange::Put(Row::Reservation(reservation)));
+        changes.extend(self.rests(given_up, now));
+        Ok(Decision { changes, reply })
+    }
+
+    fn unreserve(&self, name: &Name, now: Timestamp) -> Decision {
+        let Some(reservation) = self.reservation(name) else { return Decision::nothing(Reply::Done) };
+        let in_use: Vec<IpAddr> =
+            self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
+        let mut changes = vec![StateChange::Remove(RowKey::Reservation(name.clone()))];
+        changes
+            .extend(self.rests(reservation.addresses.iter().copied().filter(|a| !in_use.contains(a)), now));
+        Decision { changes, reply: Reply::Done }
+    }
+
+    fn configure(&self, reserved: &[IpNet], rest: Duration) -> Result<Decision, Rejection> {
+        let reserved = reserved.iter().map(IpNet::trunc).collect();
+        let conf = NetworkConf { reserved, rest_millis: millis(rest), ..self.conf().clone() };
+        check_reserved(&conf)?;
+        let same = conf == *self.conf();
+        let changes = if same { Vec::new() } else { vec![StateChange::Put(Row::Network(conf))] };
+        Ok(Decision { changes, reply: Reply::Done })
+    }
+
+    fn rest_released<'a>(
+        &'a self,
+        name: &'a Name,
+        released: impl Iterator<Item = IpAddr> + 'a,
+        now: Timestamp,
+    ) -> impl Iterator<Item = StateChange> + 'a {
+        let reserved = self.reservation(name).map(|r| r.addresses.as_slice()).unwrap_or_default();
+        self.rests(released.filter(|address| !reserved.contains(address)), now)
+    }
+
+    fn rests<'a>(
+        &'a self,
+        released: impl Iterator<Item = IpAddr> + 'a,
+        now: Timestamp,
+    ) -> impl Iterator<Item = StateChange> + 'a {
+        let until = now.plus(self.conf().rest());
+        released.map(move |address| StateChange::Put(Row::Resting(Resting { address, until })))
+    }
+
+    /// Rest rows of addresses that are given away now: an address is held or rests, never both.
+    fn end_rest_of<'a>(&'a self, chosen: &'a [IpAddr]) -> impl Iterator<Item = StateChange> + 'a {
+        let resting = chosen.iter().filter(|address| self.rests_now(address));
+        resting.map(|address| StateChange::Remove(RowKey::Resting(*address)))
+    }
+
+    /// Clears away a few addresses whose rest is over, so that the store does not keep them for ever.
+    pub(super) fn clear_rested(&self, now: Timestamp) -> Vec<StateChange> {
+        let rested = self.pools().iter().flat_map(|pool| pool.rested(now).take(RESTED_CLEARED_AT_ONCE));
+        rested.map(|address| StateChange::Remove(RowKey::Resting(address))).collect()
+    }
+}
+
+/// Refuses reserved ranges that overlap each other or lie outside the prefixes.
+pub(super) fn check_reserved(conf: &NetworkConf) -> Result<(), Rejection> {
+    if conf.reserved.len() > MAX_RESERVED_RANGES {
+        return Err(Rejection::Full { what: "reserved ranges", bound: MAX_RESERVED_RANGES });
+    }
+    crate::addr::check_disjoint(&conf.reserved)?;
+    let prefixes = [Some(IpNet::V6(conf.prefix6)), conf.prefix4.map(IpNet::V4)];
+    for range in &conf.reserved {
+        if !prefixes.iter().flatten().any(|prefix| prefix.contains(range)) {
+            return Err(Rejection::ReservedOutside { range: *range });
+        }
+    }
+    Ok(())
+}
+
+fn record_of(
+    id: ContainerId,
+    name: &Name,
+    node: NodeId,
+    public_key: PublicKey,
+    chosen: &[IpAddr],
+) -> ContainerRecord {
+    let address6 = chosen.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+    let address4 = chosen.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+    ContainerRecord {
+        id,
+        name: name.clone(),
+        node,
+        public_key,
+        // Every network has an IPv6 prefix, so one was chosen.
+        address6: address6.unwrap_or(std::net::Ipv6Addr::UNSPECIFIED),
+        address4,
+    }
+}

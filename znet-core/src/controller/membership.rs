@@ -1,0 +1,167 @@
+//! Decisions about who belongs to the network: tokens and nodes.
+
+use std::net::SocketAddr;
+
+use rand_core::CryptoRng;
+
+use super::command::Reply;
+use super::decide::Decision;
+use super::network::{MAX_NODES, MAX_TOKENS, Network};
+use super::rejection::Rejection;
+use super::rows::{Node, NodeLifetime, Row, RowKey, StateChange, Token, TokenSecret};
+use crate::id::{NodeId, TokenId};
+use crate::map::MAX_ENDPOINTS;
+use crate::name::{MAX_NAME_LEN, Name};
+use crate::time::Timestamp;
+
+impl Network {
+    pub(super) fn create_token<R: CryptoRng + ?Sized>(
+        &self,
+        label: Option<&Name>,
+        uses: Option<u32>,
+        expires: Option<Timestamp>,
+        lifetime: NodeLifetime,
+        now: Timestamp,
+        rng: &mut R,
+    ) -> Result<Decision, Rejection> {
+        if self.tokens().len() >= MAX_TOKENS {
+            return Err(Rejection::Full { what: "tokens", bound: MAX_TOKENS });
+        }
+        let holder =
+            self.tokens().find(|token| label.is_some() && token.label.as_ref() == label && !token.revoked);
+        if let (Some(label), Some(holder)) = (label, holder) {
+            return Err(Rejection::LabelTaken { label: label.clone(), token: holder.id });
+        }
+        let secret = TokenSecret::generate(rng);
+        let token = Token {
+            id: TokenId::generate(rng),
+            label: label.cloned(),
+            secret_hash: secret.hash(),
+            max_uses: uses,
+            used: 0,
+            expires,
+            lifetime,
+            revoked: false,
+            created: now,
+        };
+        let reply = Reply::Token { id: token.id, secret };
+        Ok(Decision { changes: vec![StateChange::Put(Row::Token(token))], reply })
+    }
+
+    pub(super) fn revoke_token(&self, id: TokenId) -> Result<Decision, Rejection> {
+        let token = self.token(&id).ok_or(Rejection::NoSuchToken { token: id })?;
+        if token.revoked {
+            return Ok(Decision::nothing(Reply::Done));
+        }
+        let revoked = Token { revoked: true, ..token.clone() };
+        Ok(Decision { changes: vec![StateChange::Put(Row::Token(revoked))], reply: Reply::Done })
+    }
+
+    pub(super) fn join(
+        &self,
+        secret: Option<&TokenSecret>,
+        id: NodeId,
+        name: &Name,
+        endpoints: &[SocketAddr],
+        now: Timestamp,
+    ) -> Result<Decision, Rejection> {
+        check_endpoints(endpoints)?;
+        if let Some(member) = self.node(&id) {
+            let reply = Reply::Joined { name: member.name.clone() };
+            if member.endpoints == endpoints {
+                return Ok(Decision::nothing(reply));
+            }
+            let node = Node { endpoints: endpoints.to_vec(), ..member.clone() };
+            return Ok(Decision { changes: vec![StateChange::Put(Row::Node(node))], reply });
+        }
+        let secret = secret.ok_or(Rejection::UnknownNode { node: id })?;
+        let token = self.token_by_hash(&secret.hash()).ok_or(Rejection::UnknownToken)?;
+        check_token(token, now)?;
+        if self.nodes().len() >= MAX_NODES {
+            return Err(Rejection::Full { what: "nodes", bound: MAX_NODES });
+        }
+        let node = Node {
+            id,
+            name: self.free_node_name(name),
+            endpoints: endpoints.to_vec(),
+            lifetime: token.lifetime,
+            token: token.id,
+            joined: now,
+        };
+        let reply = Reply::Joined { name: node.name.clone() };
+        let used = Token { used: token.used.saturating_add(1), ..token.clone() };
+        Ok(Decision {
+            changes: vec![StateChange::Put(Row::Token(used)), StateChange::Put(Row::Node(node))],
+            reply,
+        })
+    }
+
+    pub(super) fn set_endpoints(&self, id: NodeId, endpoints: &[SocketAddr]) -> Result<Decision, Rejection> {
+        check_endpoints(endpoints)?;
+        let node = self.node(&id).ok_or(Rejection::UnknownNode { node: id })?;
+        if node.endpoints == endpoints {
+            return Ok(Decision::nothing(Reply::Done));
+        }
+        let node = Node { endpoints: endpoints.to_vec(), ..node.clone() };
+        Ok(Decision { changes: vec![StateChange::Put(Row::Node(node))], reply: Reply::Done })
+    }
+
+    pub(super) fn remove_nodes(&self, ids: &[NodeId], now: Timestamp) -> Result<Decision, Rejection> {
+        if let Some(unknown) = ids.iter().find(|id| self.node(id).is_none()) {
+            return Err(Rejection::UnknownNode { node: *unknown });
+        }
+        let mut decision = self.remove_containers(ids.iter().flat_map(|id| self.containers_of(*id)), now);
+        decision.changes.extend(ids.iter().map(|id| StateChange::Remove(RowKey::Node(*id))));
+        if let Reply::Removed { nodes, .. } = &mut decision.reply {
+            *nodes = ids.len();
+        }
+        Ok(decision)
+    }
+
+    pub(super) fn collect(&self, absent: &[NodeId], now: Timestamp) -> Result<Decision, Rejection> {
+        let ephemeral =
+            |id: &NodeId| self.node(id).is_some_and(|node| node.lifetime == NodeLifetime::Ephemeral);
+        let mut gone: Vec<NodeId> = absent.iter().copied().filter(ephemeral).collect();
+        gone.sort_unstable();
+        gone.dedup();
+        if gone.is_empty() {
+            return Ok(Decision::nothing(Reply::Removed { containers: Vec::new(), nodes: 0 }));
+        }
+        self.remove_nodes(&gone, now)
+    }
+
+    /// The name asked for, or with the lowest number from 2 on appended that makes it unique.
+    fn free_node_name(&self, wanted: &Name) -> Name {
+        if self.node_by_name(wanted).is_none() {
+            return wanted.clone();
+        }
+        let candidates = (2u64..).filter_map(|number| {
+            let suffix = format!("-{number}");
+            let stem: String =
+                wanted.as_str().chars().take(MAX_NAME_LEN.saturating_sub(suffix.len())).collect();
+            format!("{}{suffix}", stem.trim_end_matches('-')).parse::<Name>().ok()
+        });
+        let mut free = candidates.filter(|name| self.node_by_name(name).is_none());
+        free.next().unwrap_or_else(|| wanted.clone())
+    }
+}
+
+fn check_endpoints(endpoints: &[SocketAddr]) -> Result<(), Rejection> {
+    if endpoints.len() > MAX_ENDPOINTS {
+        return Err(Rejection::TooManyEndpoints { got: endpoints.len() });
+    }
+    Ok(())
+}
+
+fn check_token(token: &Token, now: Timestamp) -> Result<(), Rejection> {
+    if token.revoked {
+        return Err(Rejection::RevokedToken { token: token.id });
+    }
+    if let Some(expired) = token.expires.filter(|expires| *expires <= now) {
+        return Err(Rejection::ExpiredToken { token: token.id, expired });
+    }
+    match token.max_uses {
+        Some(uses) if token.used >= uses => Err(Rejection::UsedUpToken { token: token.id, uses }),
+        _ => Ok(()),
+    }
+}
