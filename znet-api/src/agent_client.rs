@@ -1,0 +1,124 @@
+//! An agent's connection to its controller: TLS 1.3 with the pinned key, HTTP/2, gRPC.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::{Identity, Pin, PinMismatch, TlsError, client_config, pin_mismatch};
+use crate::v1::controller_client::ControllerClient;
+
+/// A gRPC client of a controller.
+pub type AgentClient = ControllerClient<Channel>;
+
+/// How long one attempt to reach one endpoint may take, TLS handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent connection is probed, so that a dead controller is noticed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a probe may go unanswered.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest message that an agent accepts; a snapshot comes in parts far below it.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Why no endpoint of the controller could be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The controller showed another key than the pinned one.
+    #[error("{endpoint}: {mismatch}")]
+    PinMismatch {
+        /// The endpoint.
+        endpoint: String,
+        /// Both pins.
+        mismatch: PinMismatch,
+    },
+    /// No endpoint answered; the last one's error.
+    #[error("the controller cannot be reached at {endpoint}: {why}")]
+    Unreachable {
+        /// The endpoint tried last.
+        endpoint: String,
+        /// What happened there.
+        why: String,
+    },
+    /// Not a `HOST:PORT`.
+    #[error("{endpoint:?} is not HOST:PORT")]
+    BadEndpoint {
+        /// The text given.
+        endpoint: String,
+    },
+    /// No endpoint was given.
+    #[error("no endpoint of the controller is known")]
+    NoEndpoint,
+    /// The own identity cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Connects to the first endpoint that answers with the pinned key.
+///
+/// # Errors
+/// [`ConnectError`]; a pin mismatch at any endpoint is reported before mere unreachability.
+pub async fn connect(endpoints: &[String], pin: Pin, identity: &Identity) -> Result<AgentClient, ConnectError> {
+    let tls = Arc::new(client_config(pin, Some(identity), &["h2"])?);
+    let mut worst = ConnectError::NoEndpoint;
+    for endpoint in endpoints {
+        match connect_one(endpoint, tls.clone()).await {
+            Ok(channel) => {
+                return Ok(ControllerClient::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE));
+            }
+            Err(error) if matches!(worst, ConnectError::PinMismatch { .. }) => drop(error),
+            Err(error) => worst = error,
+        }
+    }
+    Err(worst)
+}
+
+async fn connect_one(endpoint: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel, ConnectError> {
+    let bad = || ConnectError::BadEndpoint { endpoint: endpoint.to_owned() };
+    let builder = Endpoint::from_shared(format!("http://{endpoint}"))
+        .map_err(|_| bad())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    let address = endpoint.to_owned();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (tls, address) = (tls.clone(), address.clone());
+        async move { tls_stream(&address, tls).await.map(TokioIo::new) }
+    });
+    builder.connect_with_connector(connector).await.map_err(|error| match pin_mismatch(&error) {
+        Some(mismatch) => ConnectError::PinMismatch { endpoint: endpoint.to_owned(), mismatch },
+        None => ConnectError::Unreachable { endpoint: endpoint.to_owned(), why: root_cause(&error) },
+    })
+}
+
+/// A TLS stream to `HOST:PORT`. The name in the handshake means nothing: the key is pinned.
+pub(crate) async fn tls_stream(
+    address: &str,
+    tls: Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let connect = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from("znet").map_err(std::io::Error::other)?;
+        tokio_rustls::TlsConnector::from(tls).connect(name, tcp).await
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+        Ok(stream) => stream,
+        Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 5 s")),
+    }
+}
+
+/// The innermost message of an error: what really happened.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

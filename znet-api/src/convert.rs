@@ -1,0 +1,227 @@
+//! Strict conversions between the wire's types and the core's. What is not well formed is refused with the name of
+//! the field, never mended.
+
+use std::net::{IpAddr, SocketAddr};
+
+use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Revision};
+use znet_core::key::{PublicKey, Signature};
+use znet_core::map::{
+    Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record, RecordKey,
+    SignedHead,
+};
+use znet_core::name::Name;
+
+use crate::v1;
+
+/// A message that says something its receiver cannot mean.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("field {field}: {why}")]
+pub struct ConvertError {
+    /// The field of the message.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Makes an error that names its field.
+pub fn invalid(field: &'static str, why: impl ToString) -> ConvertError {
+    ConvertError { field, why: why.to_string() }
+}
+
+/// Reads a network's identifier.
+///
+/// # Errors
+/// [`ConvertError`] when it is not 16 bytes.
+pub fn network_id(bytes: &[u8]) -> Result<NetworkId, ConvertError> {
+    NetworkId::try_from(bytes).map_err(|error| invalid("network", error))
+}
+
+/// Reads a name.
+///
+/// # Errors
+/// [`ConvertError`] when it is no DNS label.
+pub fn name(text: &str) -> Result<Name, ConvertError> {
+    text.parse().map_err(|error| invalid("name", error))
+}
+
+/// Reads a node's endpoints.
+///
+/// # Errors
+/// [`ConvertError`] when there are too many or one is not `ADDRESS:PORT`.
+pub fn endpoints(texts: &[String]) -> Result<Vec<SocketAddr>, ConvertError> {
+    if texts.len() > MAX_ENDPOINTS {
+        return Err(invalid("endpoints", format!("{} were given, at most {MAX_ENDPOINTS} are taken", texts.len())));
+    }
+    let parse = |text: &String| text.parse().map_err(|_| invalid("endpoints", format!("{text:?} is not ADDRESS:PORT")));
+    texts.iter().map(parse).collect()
+}
+
+/// Reads a few addresses.
+///
+/// # Errors
+/// [`ConvertError`] when one is no IP address or there are more than two.
+pub fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConvertError> {
+    if texts.len() > 2 {
+        return Err(invalid("addresses", "at most one of each family is taken"));
+    }
+    let parse = |text: &String| text.parse().map_err(|_| invalid("addresses", format!("{text:?} is no IP address")));
+    texts.iter().map(parse).collect()
+}
+
+fn sized<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], ConvertError> {
+    bytes.try_into().map_err(|_| invalid(field, format!("{N} bytes expected, {} given", bytes.len())))
+}
+
+impl From<&SignedHead> for v1::SignedHead {
+    fn from(signed: &SignedHead) -> Self {
+        let head = &signed.head;
+        Self {
+            network: head.network.as_bytes().to_vec(),
+            epoch: head.epoch.get(),
+            revision: head.revision.get(),
+            digest: head.digest.as_bytes().to_vec(),
+            signature: signed.signature.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl TryFrom<&v1::SignedHead> for SignedHead {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::SignedHead) -> Result<Self, ConvertError> {
+        let head = Head {
+            network: network_id(&wire.network)?,
+            epoch: Epoch::new(wire.epoch),
+            revision: Revision::new(wire.revision),
+            digest: Digest::from_bytes(sized("digest", &wire.digest)?),
+        };
+        Ok(Self { head, signature: Signature::from_bytes(sized("signature", &wire.signature)?) })
+    }
+}
+
+impl From<&ContainerRecord> for v1::ContainerRecord {
+    fn from(record: &ContainerRecord) -> Self {
+        Self {
+            id: record.id.get(),
+            name: record.name.to_string(),
+            node: record.node.as_bytes().to_vec(),
+            public_key: record.public_key.as_bytes().to_vec(),
+            address6: record.address6.octets().to_vec(),
+            address4: record.address4.map(|a| a.octets().to_vec()).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::ContainerRecord) -> Result<Self, ConvertError> {
+        let address4 = match wire.address4.as_slice() {
+            [] => None,
+            bytes => Some(sized::<4>("address4", bytes)?.into()),
+        };
+        Ok(Self {
+            id: ContainerId::new(wire.id),
+            name: name(&wire.name)?,
+            node: NodeId::try_from(wire.node.as_slice()).map_err(|error| invalid("node", error))?,
+            public_key: PublicKey::from_bytes(sized("public_key", &wire.public_key)?),
+            address6: sized::<16>("address6", &wire.address6)?.into(),
+            address4,
+        })
+    }
+}
+
+impl From<&Record> for v1::Record {
+    fn from(record: &Record) -> Self {
+        use v1::record::Record as Wire;
+        let wire = match record {
+            Record::Network(r) => Wire::Network(v1::NetworkRecord {
+                id: r.id.as_bytes().to_vec(),
+                name: r.name.to_string(),
+                prefix6: r.prefix6.to_string(),
+                prefix4: r.prefix4.map(|p| p.to_string()).unwrap_or_default(),
+            }),
+            Record::Node(r) => Wire::Node(v1::NodeRecord {
+                id: r.id.as_bytes().to_vec(),
+                name: r.name.to_string(),
+                endpoints: r.endpoints.iter().map(ToString::to_string).collect(),
+            }),
+            Record::Container(r) => Wire::Container(r.into()),
+        };
+        Self { record: Some(wire) }
+    }
+}
+
+impl TryFrom<&v1::Record> for Record {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::Record) -> Result<Self, ConvertError> {
+        use v1::record::Record as Wire;
+        match wire.record.as_ref().ok_or_else(|| invalid("record", "none of the known kinds"))? {
+            Wire::Network(r) => {
+                let prefix4 = match r.prefix4.as_str() {
+                    "" => None,
+                    text => Some(text.parse().map_err(|_| invalid("prefix4", "not an IPv4 prefix"))?),
+                };
+                let prefix6 = r.prefix6.parse().map_err(|_| invalid("prefix6", "not an IPv6 prefix"))?;
+                Ok(Self::Network(NetworkRecord { id: network_id(&r.id)?, name: name(&r.name)?, prefix6, prefix4 }))
+            }
+            Wire::Node(r) => Ok(Self::Node(NodeRecord {
+                id: NodeId::try_from(r.id.as_slice()).map_err(|error| invalid("id", error))?,
+                name: name(&r.name)?,
+                endpoints: endpoints(&r.endpoints)?,
+            })),
+            Wire::Container(r) => ContainerRecord::try_from(r).map(Self::Container),
+        }
+    }
+}
+
+impl From<&RecordKey> for v1::RecordKey {
+    fn from(key: &RecordKey) -> Self {
+        use v1::record_key::Key;
+        let key = match key {
+            RecordKey::Network => Key::Network(true),
+            RecordKey::Node(id) => Key::Node(id.as_bytes().to_vec()),
+            RecordKey::Container(id) => Key::Container(id.get()),
+        };
+        Self { key: Some(key) }
+    }
+}
+
+impl TryFrom<&v1::RecordKey> for RecordKey {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::RecordKey) -> Result<Self, ConvertError> {
+        use v1::record_key::Key;
+        match wire.key.as_ref().ok_or_else(|| invalid("key", "none of the known kinds"))? {
+            Key::Network(_) => Ok(Self::Network),
+            Key::Node(id) => NodeId::try_from(id.as_slice()).map(Self::Node).map_err(|error| invalid("node", error)),
+            Key::Container(id) => Ok(Self::Container(ContainerId::new(*id))),
+        }
+    }
+}
+
+/// The wire form of a delta under its signed head.
+pub fn delta_to_wire(delta: &Delta, head: &SignedHead) -> v1::Delta {
+    let change = |change: &Change| v1::Change {
+        change: Some(match change {
+            Change::Put(record) => v1::change::Change::Put(record.into()),
+            Change::Remove(key) => v1::change::Change::Remove(key.into()),
+        }),
+    };
+    v1::Delta { from: delta.from.get(), changes: delta.changes.iter().map(change).collect(), head: Some(head.into()) }
+}
+
+/// Reads a delta and the head that it comes under.
+///
+/// # Errors
+/// [`ConvertError`] for the first field that is not well formed.
+pub fn delta_from_wire(wire: &v1::Delta) -> Result<(Delta, SignedHead), ConvertError> {
+    let head = SignedHead::try_from(wire.head.as_ref().ok_or_else(|| invalid("head", "missing"))?)?;
+    let change = |wire: &v1::Change| match wire.change.as_ref().ok_or_else(|| invalid("change", "missing"))? {
+        v1::change::Change::Put(record) => Record::try_from(record).map(Change::Put),
+        v1::change::Change::Remove(key) => RecordKey::try_from(key).map(Change::Remove),
+    };
+    let changes = wire.changes.iter().map(change).collect::<Result<_, _>>()?;
+    Ok((Delta { from: Revision::new(wire.from), to: head.head.revision, changes }, head))
+}
