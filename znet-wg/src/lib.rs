@@ -1,1 +1,15 @@
-//! See the crate's description.
+//! The engine of znet: WireGuard in user space, on the Noise implementation of boringtun.
+//!
+//! One engine process serves all containers of a node. It was handed its TUN devices and UDP sockets by the agent,
+//! gave up every privilege, and outlives the agent. It knows keys, addresses and endpoints; it knows nothing of
+//! controllers, maps or namespaces.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`control`] | what an agent tells an engine, and the agent's client |
+//! | [`net`] | the packet logic of one network, without any I/O: directory, devices, sessions |
+//! | [`engine`] | the process: event loop, control connection, `wg(8)`'s socket, sandbox |
+
+pub mod control;
+pub mod engine;
+pub mod net;

@@ -1,0 +1,243 @@
+//! The agent's side of the control connection. Blocking, with timeouts: an agent calls it from a thread of its own.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use znet_core::id::{ContainerId, NetworkId};
+use znet_core::key::PublicKey;
+
+use super::frame::{FrameError, recv_frame, send_frame};
+use super::{Batch, Device, DeviceStats, MAX_PEERS_PER_MESSAGE, PROTOCOL, Peer, Reply, Request};
+
+/// How long an engine may take for one answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why an engine did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The connection failed; the engine may be gone.
+    #[error("the engine does not answer: {0}")]
+    Connection(#[from] FrameError),
+    /// The engine refused.
+    #[error("the engine refused: {0}")]
+    Refused(String),
+    /// It speaks another version of the protocol.
+    #[error("the engine speaks protocol {got}, this agent {PROTOCOL}; stop the old engine with `znet-agent run --replace-engine`")]
+    Protocol {
+        /// What it speaks.
+        got: u32,
+    },
+    /// It answered something else than what was asked.
+    #[error("the engine gave an answer that does not belong to the request")]
+    Confused,
+}
+
+/// What an engine told of a network.
+#[derive(Debug)]
+pub struct DumpedNetwork {
+    /// The network.
+    pub network: NetworkId,
+    /// Number of peers in its directory.
+    pub peers: usize,
+    /// The note of the agent that filled the directory.
+    pub mark: String,
+    /// Its UDP sockets.
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// What an engine told of a device.
+#[derive(Debug)]
+pub struct DumpedDevice {
+    /// The network.
+    pub network: NetworkId,
+    /// The device, with its private key.
+    pub device: Device,
+    /// Whether its TUN device has gone away with its namespace.
+    pub gone: bool,
+    /// Its TUN device and its `wg(8)` socket.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Everything that an engine serves.
+#[derive(Debug, Default)]
+pub struct EngineDump {
+    /// The networks.
+    pub networks: Vec<DumpedNetwork>,
+    /// The devices.
+    pub devices: Vec<DumpedDevice>,
+}
+
+/// A connection to an engine.
+#[derive(Debug)]
+pub struct EngineClient {
+    stream: UnixStream,
+    /// The engine's process.
+    pub pid: u32,
+    /// The engine's version of znet.
+    pub version: String,
+}
+
+impl EngineClient {
+    /// Connects to the engine that listens at `path` and asks who it is.
+    ///
+    /// # Errors
+    /// [`EngineError`]: nobody listens there, or it speaks another protocol.
+    pub fn connect(path: &Path) -> Result<Self, EngineError> {
+        let stream = UnixStream::connect(path).map_err(FrameError::from)?;
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(FrameError::from)?;
+        stream.set_write_timeout(Some(TIMEOUT)).map_err(FrameError::from)?;
+        send_frame(&stream, &Request::Hello { protocol: PROTOCOL }, &[])?;
+        match recv_frame::<Reply>(&stream)?.0 {
+            Reply::Hello { protocol: PROTOCOL, pid, version } => Ok(Self { stream, pid, version }),
+            Reply::Hello { protocol, .. } => Err(EngineError::Protocol { got: protocol }),
+            Reply::Error { message } => Err(EngineError::Refused(message)),
+            _ => Err(EngineError::Confused),
+        }
+    }
+
+    /// Serves a network over these sockets; of a network that is served already the sockets may be left out.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn put_network(
+        &mut self,
+        network: NetworkId,
+        persistent_keepalive: Option<u16>,
+        sockets: &[impl AsFd],
+    ) -> Result<(), EngineError> {
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        self.done(&Request::PutNetwork { network, persistent_keepalive }, &fds)
+    }
+
+    /// Serves a network no longer.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn remove_network(&mut self, network: NetworkId) -> Result<(), EngineError> {
+        self.done(&Request::RemoveNetwork { network }, &[])
+    }
+
+    /// Serves a container over this TUN device and `wg(8)` socket; of one that is served already they may be left out.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn put_device(&mut self, network: NetworkId, device: Device, fds: &[impl AsFd]) -> Result<(), EngineError> {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.done(&Request::PutDevice { network, device }, &fds)
+    }
+
+    /// Serves a container no longer.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn remove_device(&mut self, network: NetworkId, device: ContainerId) -> Result<(), EngineError> {
+        self.done(&Request::RemoveDevice { network, device }, &[])
+    }
+
+    /// Adds peers to the directory, or replaces those of the same key.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn put_peers(&mut self, network: NetworkId, peers: &[Peer]) -> Result<(), EngineError> {
+        for peers in peers.chunks(MAX_PEERS_PER_MESSAGE) {
+            self.done(&Request::PutPeers { network, peers: peers.to_vec(), batch: Batch::Update }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory hold these peers and no others.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn replace_peers(
+        &mut self,
+        network: NetworkId,
+        peers: impl IntoIterator<Item = Peer>,
+    ) -> Result<(), EngineError> {
+        let mut peers = peers.into_iter().peekable();
+        self.done(&Request::PutPeers { network, peers: Vec::new(), batch: Batch::ReplaceBegin }, &[])?;
+        while peers.peek().is_some() {
+            let some: Vec<Peer> = peers.by_ref().take(MAX_PEERS_PER_MESSAGE).collect();
+            self.done(&Request::PutPeers { network, peers: some, batch: Batch::ReplaceContinue }, &[])?;
+        }
+        self.done(&Request::PutPeers { network, peers: Vec::new(), batch: Batch::ReplaceEnd }, &[])
+    }
+
+    /// Removes peers from the directory.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn remove_peers(&mut self, network: NetworkId, keys: &[PublicKey]) -> Result<(), EngineError> {
+        for keys in keys.chunks(MAX_PEERS_PER_MESSAGE) {
+            self.done(&Request::RemovePeers { network, keys: keys.to_vec() }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a note about a network with the engine.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_mark(&mut self, network: NetworkId, mark: &str) -> Result<(), EngineError> {
+        self.done(&Request::SetMark { network, mark: mark.to_owned() }, &[])
+    }
+
+    /// Everything that the engine serves, descriptors included.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn dump(&mut self) -> Result<EngineDump, EngineError> {
+        send_frame(&self.stream, &Request::Dump, &[])?;
+        let mut dump = EngineDump::default();
+        loop {
+            let (reply, fds) = recv_frame::<Reply>(&self.stream)?;
+            match reply {
+                Reply::Network { network, peers, mark } => {
+                    dump.networks.push(DumpedNetwork { network, peers, mark, sockets: fds });
+                }
+                Reply::Device { network, device, gone } => {
+                    dump.devices.push(DumpedDevice { network, device, gone, fds });
+                }
+                Reply::End => return Ok(dump),
+                Reply::Error { message } => return Err(EngineError::Refused(message)),
+                _ => return Err(EngineError::Confused),
+            }
+        }
+    }
+
+    /// The figures of all devices, and whether each one's TUN device has gone.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn stats(&mut self) -> Result<Vec<(NetworkId, ContainerId, bool, DeviceStats)>, EngineError> {
+        send_frame(&self.stream, &Request::Stats, &[])?;
+        let mut all = Vec::new();
+        loop {
+            match recv_frame::<Reply>(&self.stream)?.0 {
+                Reply::Stats { network, device, gone, stats } => all.push((network, device, gone, stats)),
+                Reply::End => return Ok(all),
+                Reply::Error { message } => return Err(EngineError::Refused(message)),
+                _ => return Err(EngineError::Confused),
+            }
+        }
+    }
+
+    /// Stops the engine; all links of the node end.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn shutdown(&mut self) -> Result<(), EngineError> {
+        self.done(&Request::Shutdown, &[])
+    }
+
+    fn done(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), EngineError> {
+        send_frame(&self.stream, request, fds)?;
+        match recv_frame::<Reply>(&self.stream)?.0 {
+            Reply::Done => Ok(()),
+            Reply::Error { message } => Err(EngineError::Refused(message)),
+            _ => Err(EngineError::Confused),
+        }
+    }
+}
