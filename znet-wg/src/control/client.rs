@@ -24,7 +24,9 @@ pub enum EngineError {
     #[error("the engine refused: {0}")]
     Refused(String),
     /// It speaks another version of the protocol.
-    #[error("the engine speaks protocol {got}, this agent {PROTOCOL}; stop the old engine with `znet-agent run --replace-engine`")]
+    #[error(
+        "the engine speaks protocol {got}, this agent {PROTOCOL}; stop the old engine with `znet-agent run --replace-engine`"
+    )]
     Protocol {
         /// What it speaks.
         got: u32,
@@ -123,7 +125,12 @@ impl EngineClient {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn put_device(&mut self, network: NetworkId, device: Device, fds: &[impl AsFd]) -> Result<(), EngineError> {
+    pub fn put_device(
+        &mut self,
+        network: NetworkId,
+        device: Device,
+        fds: &[impl AsFd],
+    ) -> Result<(), EngineError> {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         self.done(&Request::PutDevice { network, device }, &fds)
     }

@@ -41,7 +41,11 @@ impl From<nix::Error> for FrameError {
 ///
 /// # Errors
 /// [`FrameError`]; the stream is of no use after one.
-pub fn send_frame(mut stream: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+pub fn send_frame(
+    mut stream: &UnixStream,
+    message: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), FrameError> {
     let body = Zeroizing::new(serde_json::to_vec(message)?);
     if body.len() > MAX_FRAME || fds.len() > MAX_FDS {
         return Err(FrameError::TooLarge(body.len()));

@@ -1,0 +1,73 @@
+//! The engine as a process: it gets its descriptors from the agent, gives up every privilege, and moves packets.
+//!
+//! Two threads: [`data`] moves packets; the main thread answers the agent ([`serve`]) and `wg(8)` ([`uapi`]). What they
+//! share is [`state::State`], behind one lock that the data thread takes once a batch. [`sandbox`] is entered before the first
+//! packet is read. [`spawn`] is the agent's side: it starts an engine that outlives its starter.
+
+mod data;
+mod sandbox;
+mod serve;
+mod spawn;
+mod state;
+mod uapi;
+
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+
+pub use sandbox::{SandboxError, UNPRIVILEGED_ID};
+pub use spawn::{SpawnError, spawn};
+
+/// Why an engine did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineFailure {
+    /// It was not started by an agent.
+    #[error(
+        "standard input is not the listening socket that an agent hands to its engine; this command is not for people: use `znet-agent run`"
+    )]
+    NotSpawned,
+    /// The privileges could not be given up.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The operating system refused something without which no packet moves.
+    #[error("the engine cannot go on: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs the engine on the listening control socket that stands as standard input, until it is told to stop.
+///
+/// # Errors
+/// [`EngineFailure`]: it was not spawned by an agent, or could not give up its privileges.
+pub fn run() -> Result<(), EngineFailure> {
+    let listener = inherited_listener()?;
+    let owner = nix::unistd::getuid();
+    // A panic on either thread must not leave half an engine: the agent starts a new one at once.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(101);
+    }));
+    // It fails for a process that leads its group already, which is as good.
+    let _ = nix::unistd::setsid();
+    sandbox::drop_privileges()?;
+    let epoll = Arc::new(data::epoll()?);
+    let state = Arc::new(Mutex::new(state::State::new(epoll.clone())));
+    let mover = {
+        let state = state.clone();
+        std::thread::Builder::new().name("data".to_owned()).spawn(move || data::run(&state, &epoll))?
+    };
+    sandbox::confine()?;
+    serve::run(&listener, &state, owner)?;
+    drop(mover);
+    Ok(())
+}
+
+fn inherited_listener() -> Result<UnixListener, EngineFailure> {
+    let stdin = std::io::stdin();
+    let accepts = nix::sys::socket::getsockopt(&stdin.as_fd(), nix::sys::socket::sockopt::AcceptConn);
+    if !accepts.unwrap_or(false) {
+        return Err(EngineFailure::NotSpawned);
+    }
+    // SAFETY: descriptor 0 is open (it was asked for an option just now) and nothing else in this process uses it.
+    Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(0) }))
+}

@@ -1,0 +1,200 @@
+//! The main thread: one agent at a time, and `wg(8)` at any time.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Uid;
+use znet_core::id::{ContainerId, NetworkId};
+
+use super::data::lock;
+use super::state::{Ports, Served, State};
+use super::uapi;
+use crate::control::{
+    Batch, Device as WireDevice, FrameError, MAX_PEERS_PER_MESSAGE, PROTOCOL, Reply, Request, WirePrivateKey,
+    recv_frame, send_frame,
+};
+use crate::net::Device;
+
+/// How long an agent or `wg(8)` may take over one message before it is hung up on.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest note that an agent leaves.
+const MAX_MARK: usize = 256;
+/// How long the figures of a poll may be old before listening sockets are collected anew.
+const POLL_MILLIS: u16 = 1_000;
+
+/// Whether the engine goes on.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Go,
+    Stop,
+}
+
+/// Answers until it is told to stop.
+pub(super) fn run(listener: &UnixListener, state: &Mutex<State>, owner: Uid) -> std::io::Result<()> {
+    let mut agent: Option<UnixStream> = None;
+    loop {
+        let (ready_agent, ready_listener, ready_uapi) = wait(listener, agent.as_ref(), state)?;
+        if ready_listener && let Some(newer) = accept(listener, owner) {
+            agent = Some(newer);
+            continue;
+        }
+        for (network, device) in ready_uapi {
+            uapi::answer(state, network, device);
+        }
+        if ready_agent && let Some(stream) = &agent {
+            match answer(stream, state) {
+                Ok(Next::Go) => {}
+                Ok(Next::Stop) => return Ok(()),
+                Err(error) => {
+                    tracing::debug!(%error, "the agent is gone; links go on");
+                    agent = None;
+                }
+            }
+        }
+    }
+}
+
+type Ready = (bool, bool, Vec<(NetworkId, ContainerId)>);
+
+fn wait(listener: &UnixListener, agent: Option<&UnixStream>, state: &Mutex<State>) -> std::io::Result<Ready> {
+    // Copies, so that the lock is not held while waiting.
+    let uapi: Vec<(NetworkId, ContainerId, OwnedFd)> = {
+        let state = lock(state);
+        let all = state
+            .networks
+            .iter()
+            .flat_map(|(id, served)| served.ports.iter().map(move |(d, p)| (*id, *d, p)));
+        all.filter_map(|(id, device, ports)| {
+            Some((id, device, ports.uapi.as_fd().try_clone_to_owned().ok()?))
+        })
+        .collect()
+    };
+    let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    fds.extend(uapi.iter().map(|(_, _, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+    if let Some(agent) = agent {
+        fds.push(PollFd::new(agent.as_fd(), PollFlags::POLLIN));
+    }
+    match poll(&mut fds, PollTimeout::from(POLL_MILLIS)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+    let at = |index: usize| ready.get(index).copied().unwrap_or(false);
+    let ready_uapi =
+        uapi.iter().enumerate().filter(|(i, _)| at(i + 1)).map(|(_, (n, d, _))| (*n, *d)).collect();
+    Ok((agent.is_some() && at(uapi.len() + 1), at(0), ready_uapi))
+}
+
+fn accept(listener: &UnixListener, owner: Uid) -> Option<UnixStream> {
+    let (stream, _) = listener.accept().ok()?;
+    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+    if peer.uid() != owner.as_raw() && peer.uid() != 0 {
+        tracing::warn!(uid = peer.uid(), "a process that is not the agent tried to command the engine");
+        return None;
+    }
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
+    stream.set_write_timeout(Some(TIMEOUT)).ok()?;
+    Some(stream)
+}
+
+fn answer(stream: &UnixStream, state: &Mutex<State>) -> Result<Next, FrameError> {
+    let (request, fds) = recv_frame::<Request>(stream)?;
+    match request {
+        Request::Hello { .. } => {
+            let version = env!("CARGO_PKG_VERSION").to_owned();
+            send_frame(stream, &Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version }, &[])?;
+        }
+        Request::Shutdown => {
+            send_frame(stream, &Reply::Done, &[])?;
+            return Ok(Next::Stop);
+        }
+        Request::Dump => dump(stream, &lock(state))?,
+        Request::Stats => stats(stream, &lock(state))?,
+        change => {
+            let reply = match carry_out(&mut lock(state), change, fds) {
+                Ok(()) => Reply::Done,
+                Err(message) => Reply::Error { message },
+            };
+            send_frame(stream, &reply, &[])?;
+        }
+    }
+    Ok(Next::Go)
+}
+
+fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(), String> {
+    match request {
+        Request::PutNetwork { network, persistent_keepalive } => {
+            state.put_network(network, persistent_keepalive, fds)?;
+        }
+        Request::RemoveNetwork { network } => state.remove_network(network),
+        Request::PutDevice { network, device } => {
+            let WireDevice { id, name, private_key, addresses, mtu } = device;
+            state.put_device(network, Device::new(id, name, private_key.0, addresses, mtu), fds)?;
+        }
+        Request::RemoveDevice { network, device } => state.remove_device(network, device),
+        Request::PutPeers { network, peers, batch } => {
+            if peers.len() > MAX_PEERS_PER_MESSAGE {
+                return Err(format!("{} peers in one message; at most {MAX_PEERS_PER_MESSAGE}", peers.len()));
+            }
+            let served = served(state, network)?;
+            if batch == Batch::ReplaceBegin {
+                served.network.directory.begin_replace();
+            }
+            peers.into_iter().for_each(|peer| served.network.put_peer(peer));
+            if batch == Batch::ReplaceEnd {
+                served.network.end_replace();
+            }
+        }
+        Request::RemovePeers { network, keys } => {
+            let served = served(state, network)?;
+            keys.iter().for_each(|key| served.network.remove_peer(key));
+        }
+        Request::SetMark { network, mut mark } => {
+            mark.truncate(mark.floor_char_boundary(MAX_MARK));
+            served(state, network)?.mark = mark;
+        }
+        Request::Hello { .. } | Request::Dump | Request::Stats | Request::Shutdown => {}
+    }
+    Ok(())
+}
+
+fn served(state: &mut State, network: NetworkId) -> Result<&mut Served, String> {
+    state.networks.get_mut(&network).ok_or_else(|| format!("network {network} is not served"))
+}
+
+fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
+    for (id, served) in &state.networks {
+        let reply =
+            Reply::Network { network: *id, peers: served.network.directory.len(), mark: served.mark.clone() };
+        send_frame(stream, &reply, &served.sockets())?;
+        for device in served.network.devices() {
+            let Some(Ports { tun, uapi, gone, .. }) = served.ports.get(&device.id) else { continue };
+            let wire = WireDevice {
+                id: device.id,
+                name: device.name.clone(),
+                private_key: WirePrivateKey(device.private_key().clone()),
+                addresses: device.addresses.clone(),
+                mtu: device.mtu,
+            };
+            let fds: [BorrowedFd<'_>; 2] = [tun.as_fd(), uapi.as_fd()];
+            send_frame(stream, &Reply::Device { network: *id, device: wire, gone: *gone }, &fds)?;
+        }
+    }
+    send_frame(stream, &Reply::End, &[])
+}
+
+fn stats(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
+    for (id, served) in &state.networks {
+        for device in served.network.devices() {
+            let gone = served.ports.get(&device.id).is_none_or(|ports| ports.gone);
+            let reply = Reply::Stats { network: *id, device: device.id, gone, stats: device.stats };
+            send_frame(stream, &reply, &[])?;
+        }
+    }
+    send_frame(stream, &Reply::End, &[])
+}

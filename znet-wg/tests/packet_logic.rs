@@ -1,0 +1,267 @@
+//! The packet logic of two nodes over an underlay that is a queue: what arrives, what is refused, what is counted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use znet_core::id::ContainerId;
+use znet_core::key::PrivateKey;
+use znet_wg::control::Peer;
+use znet_wg::net::{Device, Network, Sink};
+
+#[derive(Default)]
+struct Queue {
+    datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
+    delivered: Vec<(ContainerId, Vec<u8>)>,
+}
+
+impl Sink for Queue {
+    fn send(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
+        self.datagrams.push_back((to, datagram.to_vec()));
+        true
+    }
+
+    fn deliver(&mut self, device: ContainerId, packet: &[u8]) -> bool {
+        self.delivered.push((device, packet.to_vec()));
+        true
+    }
+}
+
+struct Node {
+    network: Network,
+    at: SocketAddr,
+    out: Queue,
+}
+
+fn at(n: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, n], 51820))
+}
+
+fn address(n: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))
+}
+
+fn key(n: u8) -> PrivateKey {
+    PrivateKey::from_bytes([n; 32])
+}
+
+fn node(n: u8) -> Node {
+    let mut network = Network::new(None, u32::from(n) * 1000, Instant::now());
+    let id = ContainerId::new(u64::from(n));
+    network.put_device(Device::new(id, format!("zn{n}"), key(n), vec![address(n)], 1420));
+    Node { network, at: at(n), out: Queue::default() }
+}
+
+fn peer(n: u8) -> Peer {
+    Peer {
+        public_key: key(n).public_key(),
+        addresses: vec![address(n)],
+        endpoints: vec![at(n)],
+        preshared_key: None,
+    }
+}
+
+fn packet(from: u8, to: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0u8; 20];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&((20 + body.len()) as u16).to_be_bytes());
+    packet[12..16].copy_from_slice(&[10, 0, 0, from]);
+    packet[16..20].copy_from_slice(&[10, 0, 0, to]);
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn pair() -> [Node; 2] {
+    let (mut a, mut b) = (node(1), node(2));
+    for n in [1, 2] {
+        a.network.put_peer(peer(n));
+        b.network.put_peer(peer(n));
+    }
+    [a, b]
+}
+
+/// Carries datagrams until nobody has any more; `lose` says which are lost.
+fn run(nodes: &mut [Node], mut lose: impl FnMut(&[u8]) -> bool) {
+    for _ in 0..1_000 {
+        let mut moved = false;
+        for from in 0..nodes.len() {
+            while let Some((to, datagram)) = nodes[from].out.datagrams.pop_front() {
+                moved = true;
+                let source = nodes[from].at;
+                if lose(&datagram) {
+                    continue;
+                }
+                if let Some(node) = nodes.iter_mut().find(|node| node.at == to) {
+                    node.network.from_udp(source, &datagram, Instant::now(), &mut node.out);
+                }
+            }
+        }
+        if !moved {
+            return;
+        }
+    }
+    panic!("the nodes never fall silent");
+}
+
+fn send(node: &mut Node, from: u8, to: u8, body: &[u8]) {
+    node.network.from_tun(
+        ContainerId::new(u64::from(from)),
+        &packet(from, to, body),
+        Instant::now(),
+        &mut node.out,
+    );
+}
+
+#[test]
+fn the_first_packet_makes_the_handshake_and_arrives() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"hello");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered, vec![(ContainerId::new(2), packet(1, 2, b"hello"))]);
+    send(&mut nodes[1], 2, 1, b"back");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[0].out.delivered, vec![(ContainerId::new(1), packet(2, 1, b"back"))]);
+    let stats = nodes[0].network.device(ContainerId::new(1)).unwrap().stats;
+    assert_eq!((stats.tx_packets, stats.rx_packets, stats.handshakes), (1, 1, 1));
+}
+
+#[test]
+fn a_packet_that_waited_at_the_responder_goes_out_with_the_confirmation() {
+    let mut nodes = pair();
+    // Both begin at once; the second's initiation is lost, so its packet waits in its queue for the first's session.
+    send(&mut nodes[0], 1, 2, b"from one");
+    send(&mut nodes[1], 2, 1, b"from two");
+    nodes[1].out.datagrams.clear();
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[0].out.delivered, vec![(ContainerId::new(1), packet(2, 1, b"from two"))]);
+    assert_eq!(nodes[1].out.delivered, vec![(ContainerId::new(2), packet(1, 2, b"from one"))]);
+}
+
+#[test]
+fn packets_with_foreign_sources_or_unknown_destinations_stay_inside() {
+    let mut nodes = pair();
+    nodes[0].network.from_tun(
+        ContainerId::new(1),
+        &packet(2, 2, b"forged"),
+        Instant::now(),
+        &mut Queue::default(),
+    );
+    send(&mut nodes[0], 1, 77, b"to nobody");
+    nodes[0].network.from_tun(ContainerId::new(1), &[0x45, 0, 0], Instant::now(), &mut Queue::default());
+    let stats = nodes[0].network.device(ContainerId::new(1)).unwrap().stats;
+    assert_eq!((stats.drop_source, stats.drop_destination, stats.drop_malformed), (1, 1, 1));
+    assert!(nodes[0].out.datagrams.is_empty());
+}
+
+#[test]
+fn a_peer_cannot_speak_for_anothers_address() {
+    let mut nodes = pair();
+    // Node 1 believes that address 3 is its own; node 2 knows better.
+    let id = ContainerId::new(1);
+    nodes[0].network.put_device(Device::new(
+        id,
+        "zn1".to_owned(),
+        key(1),
+        vec![address(1), address(3)],
+        1420,
+    ));
+    nodes[0].network.from_tun(id, &packet(3, 2, b"forged"), Instant::now(), &mut nodes[0].out);
+    run(&mut nodes, |_| false);
+    assert!(nodes[1].out.delivered.is_empty());
+    assert_eq!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.drop_source, 1);
+}
+
+#[test]
+fn nothing_is_kept_of_a_stranger() {
+    let [_, two] = pair();
+    let mut stranger = node(9);
+    stranger.network.put_peer(peer(2));
+    stranger.network.put_peer(peer(9));
+    let mut nodes = [stranger, two];
+    send(&mut nodes[0], 9, 2, b"let me in");
+    run(&mut nodes, |_| false);
+    assert!(nodes[1].out.delivered.is_empty());
+    assert_eq!(nodes[1].network.stats.drop_stranger, 1);
+    assert_eq!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.sessions, 0);
+}
+
+#[test]
+fn a_removed_peer_is_cut_off_at_once_and_an_updated_one_is_not() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"a");
+    run(&mut nodes, |_| false);
+    nodes[1].network.put_peer(Peer { endpoints: vec![at(7), at(1)], ..peer(1) });
+    send(&mut nodes[0], 1, 2, b"b");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered.len(), 2, "an update keeps the session");
+    nodes[1].network.remove_peer(&key(1).public_key());
+    send(&mut nodes[0], 1, 2, b"c");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered.len(), 2, "a removed peer is not heard");
+}
+
+#[test]
+fn lost_responses_do_not_break_a_session_that_works() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"first");
+    run(&mut nodes, |_| false);
+    send(&mut nodes[1], 2, 1, b"confirmed");
+    run(&mut nodes, |_| false);
+    // A second network object with the same key plays the peer that initiates again and again and hears no answer.
+    for _ in 0..12 {
+        let mut again = node(1);
+        again.network.put_peer(peer(2));
+        again.network.put_peer(peer(1));
+        send(&mut again, 1, 2, b"x");
+        let (_, initiation) = again.out.datagrams.pop_front().unwrap();
+        nodes[1].network.from_udp(at(1), &initiation, Instant::now(), &mut Queue::default());
+    }
+    let before = nodes[1].out.delivered.len();
+    send(&mut nodes[0], 1, 2, b"still here");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered.len(), before + 1);
+}
+
+#[test]
+fn a_peer_is_followed_to_where_it_proves_itself_and_not_where_a_replay_says() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"a");
+    let initiation = nodes[0].out.datagrams.front().unwrap().1.clone();
+    run(&mut nodes, |_| false);
+    nodes[1].network.from_udp(at(66), &initiation, Instant::now(), &mut Queue::default());
+    let learned = |node: &Node| node.network.directory.get(&key(1).public_key()).unwrap().learned;
+    assert_eq!(learned(&nodes[1]), Some(at(1)));
+    nodes[0].at = at(5);
+    send(&mut nodes[0], 1, 2, b"b");
+    run(&mut nodes, |_| false);
+    assert_eq!(learned(&nodes[1]), Some(at(5)), "authenticated data moves the endpoint");
+    send(&mut nodes[1], 2, 1, b"c");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[0].out.delivered.last().unwrap().1, packet(2, 1, b"c"));
+}
+
+#[test]
+fn random_and_mutated_datagrams_are_dropped_and_traffic_goes_on() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"a");
+    let real = nodes[0].out.datagrams.front().unwrap().1.clone();
+    run(&mut nodes, |_| false);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    for round in 0..20_000u32 {
+        let mut datagram = if round % 2 == 0 { real.clone() } else { vec![0; rng.random_range(0..200)] };
+        match round % 2 {
+            0 => {
+                let index = rng.random_range(0..datagram.len());
+                datagram[index] ^= 1 << rng.random_range(0..8);
+            }
+            _ => rng.fill_bytes(&mut datagram),
+        }
+        nodes[1].network.from_udp(at(1), &datagram, Instant::now(), &mut Queue::default());
+    }
+    assert!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.sessions <= 1);
+    send(&mut nodes[0], 1, 2, b"b");
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered.last().unwrap().1, packet(1, 2, b"b"));
+}
