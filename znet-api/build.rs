@@ -3,8 +3,6 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["znet/v1/znet.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .bytes(".znet.v1.WatchEvent")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".znet.v1.WatchEvent").compile_fds(descriptors)?;
     Ok(())
 }

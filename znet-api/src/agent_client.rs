@@ -60,7 +60,11 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// [`ConnectError`]; a pin mismatch at any endpoint is reported before mere unreachability.
-pub async fn connect(endpoints: &[String], pin: Pin, identity: &Identity) -> Result<AgentClient, ConnectError> {
+pub async fn connect(
+    endpoints: &[String],
+    pin: Pin,
+    identity: &Identity,
+) -> Result<AgentClient, ConnectError> {
     let tls = Arc::new(client_config(pin, Some(identity), &["h2"])?);
     let mut worst = ConnectError::NoEndpoint;
     for endpoint in endpoints {

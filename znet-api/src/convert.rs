@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Revision};
 use znet_core::key::{PublicKey, Signature};
 use znet_core::map::{
-    Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record, RecordKey,
-    SignedHead,
+    Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record,
+    RecordKey, SignedHead,
 };
 use znet_core::name::Name;
 
@@ -50,9 +50,14 @@ pub fn name(text: &str) -> Result<Name, ConvertError> {
 /// [`ConvertError`] when there are too many or one is not `ADDRESS:PORT`.
 pub fn endpoints(texts: &[String]) -> Result<Vec<SocketAddr>, ConvertError> {
     if texts.len() > MAX_ENDPOINTS {
-        return Err(invalid("endpoints", format!("{} were given, at most {MAX_ENDPOINTS} are taken", texts.len())));
+        return Err(invalid(
+            "endpoints",
+            format!("{} were given, at most {MAX_ENDPOINTS} are taken", texts.len()),
+        ));
     }
-    let parse = |text: &String| text.parse().map_err(|_| invalid("endpoints", format!("{text:?} is not ADDRESS:PORT")));
+    let parse = |text: &String| {
+        text.parse().map_err(|_| invalid("endpoints", format!("{text:?} is not ADDRESS:PORT")))
+    };
     texts.iter().map(parse).collect()
 }
 
@@ -64,7 +69,8 @@ pub fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConvertError> {
     if texts.len() > 2 {
         return Err(invalid("addresses", "at most one of each family is taken"));
     }
-    let parse = |text: &String| text.parse().map_err(|_| invalid("addresses", format!("{text:?} is no IP address")));
+    let parse =
+        |text: &String| text.parse().map_err(|_| invalid("addresses", format!("{text:?} is no IP address")));
     texts.iter().map(parse).collect()
 }
 
@@ -164,7 +170,12 @@ impl TryFrom<&v1::Record> for Record {
                     text => Some(text.parse().map_err(|_| invalid("prefix4", "not an IPv4 prefix"))?),
                 };
                 let prefix6 = r.prefix6.parse().map_err(|_| invalid("prefix6", "not an IPv6 prefix"))?;
-                Ok(Self::Network(NetworkRecord { id: network_id(&r.id)?, name: name(&r.name)?, prefix6, prefix4 }))
+                Ok(Self::Network(NetworkRecord {
+                    id: network_id(&r.id)?,
+                    name: name(&r.name)?,
+                    prefix6,
+                    prefix4,
+                }))
             }
             Wire::Node(r) => Ok(Self::Node(NodeRecord {
                 id: NodeId::try_from(r.id.as_slice()).map_err(|error| invalid("id", error))?,
@@ -195,7 +206,9 @@ impl TryFrom<&v1::RecordKey> for RecordKey {
         use v1::record_key::Key;
         match wire.key.as_ref().ok_or_else(|| invalid("key", "none of the known kinds"))? {
             Key::Network(_) => Ok(Self::Network),
-            Key::Node(id) => NodeId::try_from(id.as_slice()).map(Self::Node).map_err(|error| invalid("node", error)),
+            Key::Node(id) => {
+                NodeId::try_from(id.as_slice()).map(Self::Node).map_err(|error| invalid("node", error))
+            }
             Key::Container(id) => Ok(Self::Container(ContainerId::new(*id))),
         }
     }
@@ -209,7 +222,11 @@ pub fn delta_to_wire(delta: &Delta, head: &SignedHead) -> v1::Delta {
             Change::Remove(key) => v1::change::Change::Remove(key.into()),
         }),
     };
-    v1::Delta { from: delta.from.get(), changes: delta.changes.iter().map(change).collect(), head: Some(head.into()) }
+    v1::Delta {
+        from: delta.from.get(),
+        changes: delta.changes.iter().map(change).collect(),
+        head: Some(head.into()),
+    }
 }
 
 /// Reads a delta and the head that it comes under.

@@ -27,7 +27,8 @@ pub struct Problem {
 impl Problem {
     /// A problem of this HTTP status and code.
     pub fn new(status: u16, code: &str, detail: impl ToString) -> Self {
-        let title = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+        let title =
+            http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
         Self { status, code: code.to_owned(), title: title.to_owned(), detail: detail.to_string() }
     }
 
@@ -59,7 +60,9 @@ impl From<&Rejection> for Problem {
             | Rejection::ExpiredToken { .. }
             | Rejection::UsedUpToken { .. }
             | Rejection::RevokedToken { .. } => 403,
-            Rejection::NoSuchToken { .. } | Rejection::UnknownNode { .. } | Rejection::UnknownContainer { .. } => 404,
+            Rejection::NoSuchToken { .. }
+            | Rejection::UnknownNode { .. }
+            | Rejection::UnknownContainer { .. } => 404,
             Rejection::TooManyEndpoints { .. }
             | Rejection::OutsidePrefix { .. }
             | Rejection::UnusableAddress { .. }
@@ -93,7 +96,8 @@ impl From<&Status> for Problem {
             Code::DeadlineExceeded => 504,
             _ => 500,
         };
-        let code = status.metadata().get(CODE_KEY).and_then(|value| value.to_str().ok()).unwrap_or("unavailable");
+        let code =
+            status.metadata().get(CODE_KEY).and_then(|value| value.to_str().ok()).unwrap_or("unavailable");
         Self::new(http, code, status.message())
     }
 }

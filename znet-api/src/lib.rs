@@ -25,6 +25,13 @@ pub mod token;
 
 /// The generated gRPC protocol of the agents; its description, `proto/znet/v1/znet.proto`, documents it.
 pub mod v1 {
-    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::unwrap_used, clippy::redundant_clone)]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::unwrap_used,
+        clippy::redundant_clone
+    )]
     tonic::include_proto!("znet.v1");
 }

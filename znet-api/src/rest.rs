@@ -1,1 +1,370 @@
-//! x
+//! The types of the operators' REST API. Times are RFC 3339 texts in UTC, identifiers hexadecimal texts, addresses and
+//! prefixes their usual texts, durations whole seconds.
+//!
+//! Requests refuse unknown fields, so that a misspelt one is an error and not ignored; replies may grow fields.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use znet_core::controller as core;
+use znet_core::time::Timestamp;
+
+/// A wall-clock time as RFC 3339 text.
+pub fn rfc3339(time: Timestamp) -> String {
+    let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| time.to_string(), |time| time.to_string())
+}
+
+/// Reads RFC 3339 text; `None` when it is none or before 1970.
+pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_millis)
+}
+
+/// What becomes of nodes that stay away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifetime {
+    /// They stay members.
+    #[default]
+    Lasting,
+    /// They are removed.
+    Ephemeral,
+}
+
+impl From<Lifetime> for core::NodeLifetime {
+    fn from(lifetime: Lifetime) -> Self {
+        match lifetime {
+            Lifetime::Lasting => Self::Lasting,
+            Lifetime::Ephemeral => Self::Ephemeral,
+        }
+    }
+}
+
+impl From<core::NodeLifetime> for Lifetime {
+    fn from(lifetime: core::NodeLifetime) -> Self {
+        match lifetime {
+            core::NodeLifetime::Lasting => Self::Lasting,
+            core::NodeLifetime::Ephemeral => Self::Ephemeral,
+        }
+    }
+}
+
+/// A network to create.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateNetwork {
+    /// Its name: a DNS label, unique at the controller.
+    #[schema(example = "acme")]
+    pub name: String,
+    /// Prefixes: at most one IPv6 Unique Local /48 (drawn at random when absent) and at most one private IPv4 prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>, example = json!(["10.77.0.0/16"]))]
+    pub prefixes: Vec<IpNet>,
+    /// Ranges out of which nothing is allocated unless asked for by address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub reserved: Vec<IpNet>,
+    /// Seconds that a released address rests before it is given again; 600 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest_seconds: Option<u64>,
+}
+
+/// Settings of a network that may change; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeNetwork {
+    /// Ranges out of which nothing is allocated unless asked for by address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub reserved: Option<Vec<IpNet>>,
+    /// Seconds that a released address rests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest_seconds: Option<u64>,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Network {
+    /// Its identifier: 32 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its IPv6 prefix.
+    #[schema(value_type = String)]
+    pub prefix6: IpNet,
+    /// Its IPv4 prefix, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub prefix4: Option<IpNet>,
+    /// Ranges out of which nothing is allocated unless asked for by address.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub reserved: Vec<IpNet>,
+    /// Seconds that a released address rests.
+    pub rest_seconds: u64,
+    /// When it was created.
+    pub created: String,
+    /// The current epoch.
+    pub epoch: u64,
+    /// The current revision.
+    pub revision: u64,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Number of containers.
+    pub containers: usize,
+}
+
+/// A join token to create.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// A name by which tooling finds it again: a DNS label, unique among the network's valid tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How often it can be used; any number of times when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Seconds from now until it expires; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+    /// What becomes of nodes that join by it and stay away.
+    #[serde(default)]
+    pub lifetime: Lifetime,
+}
+
+/// A join token as it can be shown at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Token {
+    /// Its handle: 16 hexadecimal digits.
+    pub id: String,
+    /// The name by which tooling finds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How often it can be used in all; any number of times when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// How often it was used.
+    pub used: u32,
+    /// When it expires; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// What becomes of nodes that joined by it and stay away.
+    pub lifetime: Lifetime,
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// When it was made.
+    pub created: String,
+}
+
+impl From<&core::Token> for Token {
+    fn from(token: &core::Token) -> Self {
+        Self {
+            id: token.id.to_string(),
+            label: token.label.as_ref().map(ToString::to_string),
+            uses: token.max_uses,
+            used: token.used,
+            expires: token.expires.map(rfc3339),
+            lifetime: token.lifetime.into(),
+            revoked: token.revoked,
+            created: rfc3339(token.created),
+        }
+    }
+}
+
+/// A join token that was just made: the only time that its text is shown.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewToken {
+    /// The text to hand to the joining machine.
+    pub join_token: String,
+    /// What can be shown again.
+    #[serde(flatten)]
+    pub token: Token,
+}
+
+impl fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewToken").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Its identifier: 64 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where its WireGuard port of this network can be reached.
+    pub endpoints: Vec<String>,
+    /// Whether it is removed when it stays away.
+    pub lifetime: Lifetime,
+    /// The handle of the token by which it joined.
+    pub token: String,
+    /// When it joined.
+    pub joined: String,
+    /// Whether it gave a sign of life lately.
+    pub live: bool,
+    /// When it last did, since the controller was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<String>,
+    /// The revision that it has applied, as far as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<u64>,
+    /// Number of its containers.
+    pub containers: usize,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Container {
+    /// Its number within the network.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// The name of its node.
+    pub node: String,
+    /// Its WireGuard public key.
+    pub public_key: String,
+    /// Its addresses: IPv6, then IPv4 where the network has it.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// When it was attached first.
+    pub attached: String,
+}
+
+/// Addresses to keep for a container.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reserve {
+    /// At most one of each family; the missing ones are allocated.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A name and addresses kept for a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reservation {
+    /// The container's name.
+    pub name: String,
+    /// The addresses kept.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// Whether a container of this name is attached.
+    pub attached: bool,
+}
+
+/// One entry of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditRecord {
+    /// Its number; grows.
+    pub seq: u64,
+    /// When.
+    pub at: String,
+    /// Who: `local:UID`, `operator:ID`, `node:ID` or `controller`.
+    pub actor: String,
+    /// What, in one word.
+    pub action: String,
+    /// To what, in words.
+    pub subject: String,
+    /// The revision that resulted.
+    pub revision: u64,
+}
+
+/// How a network fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkStatus {
+    /// The network.
+    pub network: Network,
+    /// The digest of the map at this revision.
+    pub digest: String,
+    /// Whether changes are taken; `false` while the store refuses to write.
+    pub writable: bool,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// What an operator's token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OperatorRole {
+    /// Look.
+    Read,
+    /// And change what a deployment changes: tokens, containers, reservations.
+    Deploy,
+    /// And everything else.
+    Admin,
+}
+
+/// An operator's token to create.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateOperator {
+    /// For whom or what it is; a free text of at most 100 characters.
+    pub note: String,
+    /// What it allows.
+    pub role: OperatorRole,
+    /// The name of the network in which it allows that; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+/// An operator's token as it can be shown at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Operator {
+    /// Its handle: 16 hexadecimal digits.
+    pub id: String,
+    /// For whom or what it is.
+    pub note: String,
+    /// What it allows.
+    pub role: OperatorRole,
+    /// The name of the network in which it allows that; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// When it was made.
+    pub created: String,
+}
+
+/// An operator's token that was just made: the only time that its text is shown.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewOperator {
+    /// The text to present as a bearer token.
+    pub operator_token: String,
+    /// The pin of the controller's TLS key, for `--pin`.
+    pub pin: String,
+    /// What can be shown again.
+    #[serde(flatten)]
+    pub operator: Operator,
+}
+
+impl fmt::Debug for NewOperator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewOperator").field("operator", &self.operator).finish_non_exhaustive()
+    }
+}
+
+/// How the controller process fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok`, or `read_only` while the store refuses to write.
+    pub status: String,
+    /// The version of znet.
+    pub version: String,
+    /// The pin of the controller's TLS key.
+    pub pin: String,
+    /// Number of networks.
+    pub networks: usize,
+}
+
+/// How many of the removed there were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    /// Number of nodes that went away.
+    pub nodes: usize,
+    /// Number of containers that went away.
+    pub containers: usize,
+}

@@ -13,7 +13,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -116,7 +118,8 @@ impl Identity {
     /// [`TlsError::Identity`] when a part is missing or not PEM.
     pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
         let failed = |what: &str| TlsError::Identity(format!("the PEM text has no usable {what}"));
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| failed("certificate"))?;
+        let certificate =
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| failed("certificate"))?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| failed("private key"))?;
         let identity = Self {
             certificate: certificate.into_owned(),
@@ -151,7 +154,8 @@ impl Identity {
     }
 
     fn spki(&self) -> Result<[u8; 32], TlsError> {
-        spki_hash(&self.certificate).ok_or_else(|| TlsError::Identity("the certificate is malformed".to_owned()))
+        spki_hash(&self.certificate)
+            .ok_or_else(|| TlsError::Identity("the certificate is malformed".to_owned()))
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -205,7 +209,11 @@ fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// [`TlsError::Config`] when the TLS library refuses the identity.
-pub fn client_config(pin: Pin, identity: Option<&Identity>, alpn: &[&str]) -> Result<rustls::ClientConfig, TlsError> {
+pub fn client_config(
+    pin: Pin,
+    identity: Option<&Identity>,
+    alpn: &[&str],
+) -> Result<rustls::ClientConfig, TlsError> {
     let provider = provider();
     let verifier = Arc::new(PinnedServer { pin, provider: provider.clone() });
     let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -213,7 +221,9 @@ pub fn client_config(pin: Pin, identity: Option<&Identity>, alpn: &[&str]) -> Re
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(identity) => builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.private_key())?,
+        Some(identity) => {
+            builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.private_key())?
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();

@@ -10,11 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 use znet_core::controller::TokenSecret;
 use znet_core::id::{NetworkId, TokenId};
 use znet_core::key::VerifyingKey;
 use znet_core::name::Name;
-use zeroize::Zeroizing;
 
 use crate::tls::Pin;
 
@@ -56,7 +56,9 @@ pub enum TokenError {
         kind: &'static str,
     },
     /// The checksum fits, but this version cannot read the content.
-    #[error("the {kind} is of a form that this version cannot read ({what}); update znet or make a new token")]
+    #[error(
+        "the {kind} is of a form that this version cannot read ({what}); update znet or make a new token"
+    )]
     Content {
         /// The kind of token expected.
         kind: &'static str,
@@ -136,7 +138,8 @@ impl FromStr for JoinToken {
             name: payload.name.parse().map_err(|_| content("name"))?,
             endpoints: payload.endpoints,
             pin: Pin::try_from(payload.pin.as_slice()).map_err(|_| content("pin"))?,
-            verifying_key: VerifyingKey::from_slice(&payload.verifying_key).map_err(|_| content("verifying key"))?,
+            verifying_key: VerifyingKey::from_slice(&payload.verifying_key)
+                .map_err(|_| content("verifying key"))?,
             id: TokenId::try_from(payload.id.as_slice()).map_err(|_| content("identifier"))?,
             secret: TokenSecret::from_bytes(secret),
         })
@@ -250,8 +253,9 @@ mod tests {
         #[test]
         fn any_text_is_refused_without_a_panic(text in ".{0,200}") {
             prop_assert!(text.parse::<JoinToken>().is_err());
-            prop_assert!(format!("znet1.{text}").parse::<JoinToken>().is_err());
-            prop_assert!(format!("znop1.{text}").parse::<OperatorToken>().is_err());
+            let (join, operator) = (format!("znet1.{text}"), format!("znop1.{text}"));
+            prop_assert!(join.parse::<JoinToken>().is_err());
+            prop_assert!(operator.parse::<OperatorToken>().is_err());
         }
     }
 
@@ -273,7 +277,8 @@ mod tests {
 
     #[test]
     fn an_operator_token_is_not_a_join_token() {
-        let operator = OperatorToken { id: TokenId::from_bytes([1; 8]), secret: TokenSecret::from_bytes([2; 32]) };
+        let operator =
+            OperatorToken { id: TokenId::from_bytes([1; 8]), secret: TokenSecret::from_bytes([2; 32]) };
         let text = operator.to_text();
         assert!(matches!(text.parse::<JoinToken>(), Err(TokenError::Prefix { .. })));
         assert_eq!(text.parse::<OperatorToken>().unwrap().id, operator.id);
