@@ -1,1 +1,32 @@
-//! See the crate's description.
+//! The node agent of znet: it joins networks, follows their maps, and gives containers their links.
+//!
+//! What should be is decided by the map and the attachments, what is is asked of the kernel and the engine, and
+//! [`reconcile`] leads from one to the other by the plans of `znet_core::plan`. The agent may be killed at any point and
+//! started again; its engine moves packets meanwhile.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`agent`] | the agent as a whole, and what it knows of each network |
+//! | [`control`] | the control stream of one network: join, watch, apply, acknowledge |
+//! | [`peers`] | what the engine learns when a map changes |
+//! | [`attach`] | attaching and detaching containers |
+//! | [`reconcile`] | making and carrying out plans |
+//! | [`engine`] | the hold on the engine process |
+//! | [`host`] | namespaces, links, TUN devices and sockets |
+//! | [`files`] | what is kept on disk |
+//! | [`local`] | the socket on which runtimes and people talk to the agent |
+//! | [`client`] | a client of that socket |
+//! | [`cli`] | the command line |
+
+pub mod agent;
+pub mod attach;
+pub mod cli;
+pub mod client;
+pub mod control;
+pub mod engine;
+pub mod error;
+pub mod files;
+pub mod host;
+pub mod local;
+pub mod peers;
+pub mod reconcile;

@@ -1,0 +1,316 @@
+//! The agent as a whole, and what it knows of each network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{Notify, watch};
+use znet_api::agent_client::AgentClient;
+use znet_api::tls::Identity;
+use znet_api::token::JoinToken;
+use znet_core::controller::TokenSecret;
+use znet_core::id::{NetworkId, NodeId};
+use znet_core::map::{MAX_ENDPOINTS, Member};
+use znet_core::name::Name;
+use znet_wg::control::Peer;
+
+use crate::engine::Engine;
+use crate::error::AgentError;
+use crate::files::{Attachment, Files, Membership};
+use crate::host::{link, netns, socket, tun};
+use crate::peers::Viewpoint;
+
+/// How many attachments of one network are worked on side by side; those of one name never are.
+const NAME_LOCKS: usize = 64;
+/// Bytes that WireGuard adds to a packet: an IPv6 header, a UDP header, and its own (white paper, section 5.4.6).
+const OVERHEAD: u32 = 40 + 8 + 32;
+/// The least MTU of an IPv6 link (RFC 8200, section 5).
+const MIN_MTU: u32 = 1_280;
+/// The MTU of an Ethernet underlay, assumed where no link tells.
+const DEFAULT_UNDERLAY_MTU: u32 = 1_500;
+
+/// How an agent is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name that the node asks for.
+    pub name: Name,
+    /// Where it keeps what must survive.
+    pub state_dir: PathBuf,
+    /// Where its sockets are.
+    pub run_dir: PathBuf,
+    /// The first UDP port that is tried.
+    pub listen_port: u16,
+    /// Where others reach it; found out when empty. Port 0 stands for the network's port.
+    pub advertise: Vec<SocketAddr>,
+    /// Seconds between keepalives, for a node behind a NAT.
+    pub keepalive: Option<u16>,
+}
+
+/// What changes about a network while the agent is a member.
+#[derive(Debug)]
+pub struct JoinedState {
+    /// The last verified map.
+    pub member: Member,
+    /// The containers of this node.
+    pub attachments: BTreeMap<Name, Attachment>,
+    /// Containers that were detached while the controller was away; it has still to be told.
+    pub releases: BTreeSet<Name>,
+    /// The endpoints that the controller was told last.
+    pub reported: Vec<SocketAddr>,
+}
+
+/// A network that this node is a member of.
+#[derive(Debug)]
+pub struct Joined {
+    /// What was learned from the join token.
+    pub membership: Membership,
+    /// The secret of a token, until the controller has seen it.
+    pub secret: Mutex<Option<TokenSecret>>,
+    /// The connection to the controller; `None` while it is away.
+    pub client: watch::Sender<Option<AgentClient>>,
+    state: Mutex<JoinedState>,
+    names: Vec<tokio::sync::Mutex<()>>,
+}
+
+impl Joined {
+    /// Takes the lock on what changes. It is held for moments only, and never while the engine is called.
+    pub fn state(&self) -> MutexGuard<'_, JoinedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else works on the container of this name.
+    pub async fn lock_name(&self, name: &Name) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let sum =
+            name.as_str().bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        Some(self.names.get(sum % NAME_LOCKS)?.lock().await)
+    }
+
+    /// The controller's client.
+    ///
+    /// # Errors
+    /// [`AgentError::ControllerAway`].
+    pub fn controller(&self) -> Result<AgentClient, AgentError> {
+        self.client.borrow().clone().ok_or_else(|| AgentError::ControllerAway {
+            network: self.membership.name.clone(),
+            why: "no connection".to_owned(),
+        })
+    }
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// How it is run.
+    pub options: Options,
+    /// What it keeps on disk.
+    pub files: Files,
+    /// Its own key.
+    pub identity: Identity,
+    /// The node that it is.
+    pub node: NodeId,
+    /// Told when something changed that [`crate::reconcile`] should look at.
+    pub wake: Notify,
+    /// The next look of [`crate::reconcile`] goes to the links and the map as well, not only to the engine.
+    closely: AtomicBool,
+    engine: Mutex<Engine>,
+    networks: RwLock<BTreeMap<NetworkId, Arc<Joined>>>,
+}
+
+impl Agent {
+    /// Opens the agent's files, adopts or starts its engine, and takes up its memberships. Blocks.
+    ///
+    /// # Errors
+    /// [`AgentError`]: a privilege or a device is missing, another agent runs, or a file cannot be read.
+    pub fn open(options: Options, replace_engine: bool) -> Result<Arc<Self>, AgentError> {
+        tun::check()?;
+        let files = Files::open(&options.state_dir)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&options.run_dir);
+        made.map_err(|source| AgentError::File { path: options.run_dir.clone(), source })?;
+        let identity = files.identity()?;
+        let node = identity.node_id().map_err(|error| AgentError::Invalid(error.to_string()))?;
+        let engine = Mutex::new(Engine::adopt(&options.run_dir));
+        let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
+        let agent = Self { options, files, identity, node, wake, closely, engine, networks };
+        if replace_engine {
+            agent.engine().dismiss();
+        }
+        agent.engine().ensure(&|_| Vec::new())?;
+        for membership in agent.files.memberships()? {
+            agent.take_up(membership, None)?;
+        }
+        agent.remove_strangers();
+        Ok(Arc::new(agent))
+    }
+
+    /// Becomes a member by a token, as far as this can be done without the controller. Blocks.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn accept_token(&self, token: &JoinToken) -> Result<Arc<Joined>, AgentError> {
+        if let Some(joined) = self.network(token.network) {
+            *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.secret.clone());
+            return Ok(joined);
+        }
+        let membership = Membership {
+            network: token.network,
+            name: token.name.clone(),
+            endpoints: token.endpoints.clone(),
+            pin: token.pin.to_string(),
+            verifying_key: token.verifying_key,
+            port: 0,
+        };
+        self.take_up(membership, Some(token.secret.clone()))
+    }
+
+    /// What the engine serves of networks that this node is no member of goes away, and sockets that nobody serves.
+    fn remove_strangers(&self) {
+        let members: BTreeSet<NetworkId> =
+            self.networks().iter().map(|joined| joined.membership.network).collect();
+        let mut engine = self.engine();
+        let served: Vec<NetworkId> = engine.networks().keys().copied().collect();
+        for stranger in served.into_iter().filter(|id| !members.contains(id)) {
+            tracing::info!(network = %stranger, "removing a network that this node is no member of");
+            engine.remove_network(stranger);
+        }
+        socket::remove_dead_wg_sockets();
+    }
+
+    fn take_up(
+        &self,
+        mut membership: Membership,
+        secret: Option<TokenSecret>,
+    ) -> Result<Arc<Joined>, AgentError> {
+        let id = membership.network;
+        let served = self.engine().port(id);
+        if let Some(port) = served {
+            membership.port = port;
+            self.engine().set_keepalive(id, self.options.keepalive)?;
+        } else {
+            // A port that others may have learned is kept if it can be.
+            let wanted = if membership.port == 0 { self.options.listen_port } else { membership.port };
+            let (port, sockets) = socket::bind_port(wanted, false)?;
+            membership.port = port;
+            self.engine().put_network(id, sockets, self.options.keepalive)?;
+        }
+        let mut member = Member::new(id, membership.verifying_key);
+        self.files.load_map(&mut member);
+        let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
+        let releases = self.files.releases(id)?;
+        let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
+        self.engine().replace_peers(id, peers)?;
+        if secret.is_none() {
+            self.files.put_membership(&membership)?;
+        }
+        let joined = Arc::new(Joined {
+            membership,
+            secret: Mutex::new(secret),
+            client: watch::Sender::new(None),
+            state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),
+            names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
+        });
+        self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(id, joined.clone());
+        Ok(joined)
+    }
+
+    /// Forgets a network with everything of it. Blocks.
+    pub fn forget(&self, network: NetworkId) {
+        let left = self.networks.write().unwrap_or_else(PoisonError::into_inner).remove(&network);
+        if let Some(left) = left {
+            left.client.send_replace(None);
+            left.state().attachments.clear();
+        }
+        self.engine().remove_network(network);
+        if let Err(error) = self.files.remove_network(network) {
+            tracing::warn!(%error, "the files of a network that was left could not be removed");
+        }
+    }
+
+    /// Keeps the last verified map of a network on disk. Blocks.
+    pub fn keep_map(&self, joined: &Joined) {
+        if self.network(joined.membership.network).is_none() {
+            return;
+        }
+        let member = joined.state().member.clone();
+        if let Err(error) = self.files.put_map(&member) {
+            tracing::warn!(%error, "the map cannot be kept on disk; a restart with the controller away would not know it");
+        }
+    }
+
+    /// Makes [`crate::reconcile`] look at everything at once.
+    pub fn look_closely(&self) {
+        self.closely.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Whether that was asked for since the last time.
+    pub fn take_closely(&self) -> bool {
+        self.closely.swap(false, Ordering::Relaxed)
+    }
+
+    /// Takes the lock on the engine. Whoever holds it may block; it is not taken on a thread of the runtime.
+    pub fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The networks of this node.
+    pub fn networks(&self) -> Vec<Arc<Joined>> {
+        self.networks.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The network of this identifier.
+    pub fn network(&self, id: NetworkId) -> Option<Arc<Joined>> {
+        self.networks.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The network of this name or identifier.
+    ///
+    /// # Errors
+    /// [`AgentError::UnknownNetwork`].
+    pub fn network_named(&self, text: &str) -> Result<Arc<Joined>, AgentError> {
+        let is = |joined: &Arc<Joined>| {
+            joined.membership.name.as_str() == text || joined.membership.network.to_string() == text
+        };
+        let unknown = || AgentError::UnknownNetwork { network: text.to_owned() };
+        self.networks().into_iter().find(is).ok_or_else(unknown)
+    }
+
+    /// How this node looks at a network.
+    pub fn viewpoint(&self, membership: &Membership) -> Viewpoint {
+        Viewpoint { node: self.node, port: membership.port }
+    }
+
+    /// All peers of a network, for an engine that starts.
+    pub fn all_peers(&self, network: NetworkId) -> Vec<Peer> {
+        let Some(joined) = self.network(network) else { return Vec::new() };
+        let state = joined.state();
+        self.viewpoint(&joined.membership).peers(state.member.map()).collect()
+    }
+
+    /// Where others reach this node's port of a network. Blocks.
+    pub fn endpoints(&self, port: u16) -> Vec<SocketAddr> {
+        let with_port = |endpoint: &SocketAddr| match endpoint.port() {
+            0 => SocketAddr::new(endpoint.ip(), port),
+            _ => *endpoint,
+        };
+        if !self.options.advertise.is_empty() {
+            return self.options.advertise.iter().map(with_port).take(MAX_ENDPOINTS).collect();
+        }
+        let found = netns::run_in_host(|handle| async move { link::underlay(&handle).await });
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the host's addresses cannot be listed");
+            Vec::new()
+        });
+        found.into_iter().map(|(address, _)| SocketAddr::new(address, port)).take(MAX_ENDPOINTS).collect()
+    }
+
+    /// The MTU of devices: what the narrowest underlay link leaves. Blocks.
+    pub fn mtu(&self) -> u32 {
+        let found = netns::run_in_host(|handle| async move { link::underlay(&handle).await });
+        let narrowest = found.ok().and_then(|found| found.into_iter().map(|(_, mtu)| mtu).min());
+        narrowest.unwrap_or(DEFAULT_UNDERLAY_MTU).saturating_sub(OVERHEAD).max(MIN_MTU)
+    }
+}

@@ -1,0 +1,195 @@
+//! What can be said on the command line.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use znet_cli::LogFormat;
+use znet_cli::output::Format;
+use znet_core::name::Name;
+
+/// The node agent of znet: joins networks and gives containers their encrypted links.
+#[derive(Debug, Parser)]
+#[command(name = "znet-agent", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not permitted, 6 unreachable, 7 timed out.\nSettings come from flags, then the environment, then the file of --config."
+)]
+pub struct Args {
+    /// How results and errors are printed
+    #[arg(long, global = true, value_enum, default_value = "table", env = "ZNET_OUTPUT")]
+    pub output: Format,
+    /// A TOML file with settings: `[run] listen-port = 51820` [default: /etc/znet/agent.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "ZNET_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where the agent's sockets are
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/znet-agent",
+        env = "ZNET_AGENT_RUN_DIR"
+    )]
+    pub run_dir: PathBuf,
+    /// Which log lines are printed: error, warn, info, debug, trace, or a filter such as info,znet_agent=debug
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "ZNET_LOG")]
+    pub log_level: String,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value = "text", env = "ZNET_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the agent's program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent: join networks, follow their maps, serve this machine's containers
+    Run(RunArgs),
+    /// Let the running agent join one more network
+    #[command(
+        after_help = "Examples:\n  znet-agent join znet1.CuDq…\n  znet-agent join --token-file /run/secrets/acme"
+    )]
+    Join(TokenArgs),
+    /// Give a network namespace its interface, addresses and keys; harmless to repeat
+    Attach(AttachArgs),
+    /// Take a container's interface, addresses and keys back; harmless to repeat
+    #[command(after_help = "Examples:\n  znet-agent detach --network acme --name web")]
+    Detach {
+        /// The network, by name or identifier
+        #[arg(long, value_name = "NETWORK")]
+        network: String,
+        /// The container's name
+        #[arg(long, value_name = "NAME")]
+        name: String,
+    },
+    /// Run a command as a container: a namespace is made, attached, and taken away at the end
+    Exec(ExecArgs),
+    /// Show this node's networks, containers and figures
+    #[command(
+        after_help = "Examples:\n  znet-agent status\n  znet-agent status --output json | jq '.networks[].attached[].addresses'"
+    )]
+    Status,
+    /// End this node's membership of a network, with all its containers
+    #[command(after_help = "Examples:\n  znet-agent leave acme")]
+    Leave {
+        /// The network, by name or identifier
+        #[arg(value_name = "NETWORK")]
+        network: String,
+    },
+    /// Print the completions for a shell
+    #[command(after_help = "Examples:\n  znet-agent completions bash > /etc/bash_completion.d/znet-agent")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(after_help = "Examples:\n  znet-agent man /usr/local/share/man/man1")]
+    Man {
+        /// The directory; it is made if it is missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// The process that moves packets; started by the agent
+    #[command(hide = true)]
+    Engine,
+}
+
+/// How the agent is run.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  znet-agent run --join znet1.CuDq…\n  znet-agent run --join-file /run/secrets/acme --name edge-7\n  znet-agent run --advertise 203.0.113.7:51820 --keepalive 25"
+)]
+pub struct RunArgs {
+    /// A join token; may be given for several networks. A network that was joined before needs none
+    #[arg(long, value_name = "TOKEN", env = "ZNET_JOIN", hide_env_values = true, value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// A file with a join token
+    #[arg(long, value_name = "FILE", env = "ZNET_JOIN_FILE")]
+    pub join_file: Vec<PathBuf>,
+    /// The node's name: a DNS label [default: the machine's hostname]
+    #[arg(long, value_name = "NAME", env = "ZNET_NODE_NAME")]
+    pub name: Option<Name>,
+    /// Where the agent keeps its key, memberships and last maps
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/znet-agent", env = "ZNET_AGENT_STATE_DIR")]
+    pub state_dir: PathBuf,
+    /// The first UDP port that is tried; each network has one of its own
+    #[arg(long, value_name = "PORT", default_value_t = 51_820, env = "ZNET_LISTEN_PORT")]
+    pub listen_port: u16,
+    /// Where other nodes reach this one, as ADDRESS:PORT or [ADDRESS]:PORT; port 0 stands for the network's port [default: the addresses of this machine]
+    #[arg(long, value_name = "ENDPOINT", env = "ZNET_ADVERTISE", value_delimiter = ',')]
+    pub advertise: Vec<SocketAddr>,
+    /// Seconds between keepalives to active peers, for a node behind a NAT
+    #[arg(long, value_name = "SECONDS", env = "ZNET_KEEPALIVE", value_parser = clap::value_parser!(u16).range(1..))]
+    pub keepalive: Option<u16>,
+    /// Start a new engine even if one runs; links pause for a moment
+    #[arg(long)]
+    pub replace_engine: bool,
+}
+
+/// A join token.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct TokenArgs {
+    /// The join token
+    #[arg(value_name = "TOKEN", env = "ZNET_JOIN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// A file with the join token
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// What to attach.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  znet-agent attach --network acme --name web --netns /run/netns/web\n  znet-agent attach --network acme --name db --netns /proc/4711/ns/net --address 10.77.0.10 --wait"
+)]
+pub struct AttachArgs {
+    /// Which container
+    #[command(flatten)]
+    pub container: ContainerArgs,
+    /// The path of its network namespace
+    #[arg(long, value_name = "PATH")]
+    pub netns: PathBuf,
+    /// Wait until every live node of the network has applied the change
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: std::time::Duration,
+}
+
+/// What to run as a container.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  znet-agent exec --network acme --name job -- curl http://web.example/\n  znet-agent exec --network acme --name shell -- bash"
+)]
+pub struct ExecArgs {
+    /// Which container
+    #[command(flatten)]
+    pub container: ContainerArgs,
+    /// Start the command without waiting until every live node knows of the container
+    #[arg(long)]
+    pub no_wait: bool,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, last = true)]
+    pub command: Vec<OsString>,
+}
+
+/// A container of a network.
+#[derive(Debug, ClapArgs)]
+pub struct ContainerArgs {
+    /// The network, by name or identifier
+    #[arg(long, value_name = "NETWORK")]
+    pub network: String,
+    /// The container's name: a DNS label, unique in the network
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// The interface to make inside: at most 15 bytes
+    #[arg(long, value_name = "IFNAME", default_value = "znet0")]
+    pub ifname: String,
+    /// An explicit address; at most one of each family
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Vec<IpAddr>,
+}

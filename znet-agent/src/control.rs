@@ -1,0 +1,310 @@
+//! The control stream of one network: join, watch the map, apply what verifies, acknowledge.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use znet_api::agent_client::{AgentClient, ConnectError, connect};
+use znet_api::convert::delta_from_wire;
+use znet_api::error::Problem;
+use znet_api::token::JoinToken;
+use znet_api::v1::{self, watch_event::Event, watch_request::Say};
+use znet_core::map::{Change, Record, Refusal, SignedHead};
+
+use crate::agent::{Agent, Joined};
+use crate::attach::blocking;
+use crate::error::AgentError;
+use crate::peers::Touched;
+
+/// Acknowledgements that may wait to be sent.
+const OUTBOX: usize = 64;
+/// Most records of one snapshot.
+const MAX_SNAPSHOT: usize = 2_000_000;
+/// How long a map may be newer in memory than on disk.
+const SAVE_AFTER: Duration = Duration::from_secs(2);
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Refused(Problem),
+    #[error("the controller ended the stream")]
+    Ended,
+    #[error("the controller sent something malformed: {0}")]
+    Malformed(String),
+    #[error(transparent)]
+    Map(#[from] Refusal),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl StreamEnd {
+    /// Whether the controller, known by its pinned key, said that this node or the whole network is gone. A node whose
+    /// token was never accepted is not a member in the first place.
+    fn ends_membership(&self) -> bool {
+        let problem = match self {
+            Self::Refused(problem) | Self::Agent(AgentError::Controller(problem)) => problem,
+            _ => return false,
+        };
+        matches!(problem.code.as_str(), "unknown_node" | "unknown_network")
+    }
+}
+
+impl From<tonic::Status> for StreamEnd {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Problem::from(&status))
+    }
+}
+
+/// Becomes a member by a token and keeps the stream from then on.
+///
+/// # Errors
+/// [`AgentError`]: the token was refused, the controller is not the one that made it, or it is away and the caller is
+/// not `patient`. Then this node is no member.
+pub async fn join_by_token(
+    agent: &Arc<Agent>,
+    token: &JoinToken,
+    patient: bool,
+) -> Result<Arc<Joined>, AgentError> {
+    let known = agent.network(token.network).is_some();
+    let (accepting, accepted) = (agent.clone(), token.clone());
+    let joined = blocking(move || accepting.accept_token(&accepted)).await?;
+    if known {
+        return Ok(joined);
+    }
+    match join(agent, &joined).await {
+        Ok(_) => {}
+        Err(error) if patient && error.problem().status == 503 => {
+            tracing::warn!(network = %token.name, %error, "the controller is away; joining when it is back");
+        }
+        Err(error) => {
+            let (forgetting, network) = (agent.clone(), token.network);
+            blocking(move || {
+                forgetting.forget(network);
+                Ok(())
+            })
+            .await?;
+            return Err(error);
+        }
+    }
+    tokio::spawn(run(agent.clone(), joined.clone()));
+    Ok(joined)
+}
+
+/// Joins once, so that a token that is refused is an error of the caller.
+///
+/// # Errors
+/// [`AgentError::Controller`] or [`AgentError::Connect`].
+pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClient, Duration), AgentError> {
+    let membership = &joined.membership;
+    let pin = membership.pin.parse().map_err(|error| AgentError::Invalid(format!("{error}")))?;
+    let mut client = connect(&membership.endpoints, pin, &agent.identity).await?;
+    let (asking, port) = (agent.clone(), membership.port);
+    let endpoints = tokio::task::spawn_blocking(move || asking.endpoints(port)).await.unwrap_or_default();
+    let secret = joined.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let request = v1::JoinRequest {
+        network: membership.network.as_bytes().to_vec(),
+        secret: secret.map(|secret| secret.to_bytes().to_vec()).unwrap_or_default(),
+        name: agent.options.name.to_string(),
+        endpoints: endpoints.iter().map(ToString::to_string).collect(),
+    };
+    let reply =
+        client.join(request).await.map_err(|status| AgentError::Controller((&status).into()))?.into_inner();
+    joined.state().reported = endpoints;
+    let (keeping, kept) = (agent.clone(), joined.clone());
+    blocking(move || keeping.files.put_membership(&kept.membership)).await?;
+    *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    let heartbeat = Duration::from_millis(u64::from(reply.heartbeat_millis.clamp(100, 60_000)));
+    tracing::info!(network = %membership.name, name = reply.name, "joined");
+    Ok((client, heartbeat))
+}
+
+/// Keeps the stream of a network for as long as the agent is a member.
+pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
+    let backoff = || {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .without_max_times()
+            .with_jitter()
+            .build()
+    };
+    let mut delays = backoff();
+    while agent.network(joined.membership.network).is_some() {
+        let started = tokio::time::Instant::now();
+        let end = stream(&agent, &joined).await;
+        joined.client.send_replace(None);
+        let network = &joined.membership.name;
+        match end {
+            Err(StreamEnd::Map(refusal)) => {
+                tracing::error!(%network, %refusal, "the controller's map is not believed; the last verified one stays");
+            }
+            Err(error) if error.ends_membership() => {
+                tracing::error!(%network, %error, "this node is no member any more; its containers are detached");
+                let (forgetting, id) = (agent.clone(), joined.membership.network);
+                let _ = blocking(move || {
+                    forgetting.forget(id);
+                    Ok(())
+                })
+                .await;
+                return;
+            }
+            Err(error) => tracing::warn!(%network, %error, "the controller is away; links go on"),
+            Ok(()) => tracing::info!(%network, "the control stream ended"),
+        }
+        if started.elapsed() > Duration::from_secs(30) {
+            delays = backoff();
+        }
+        tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+    }
+}
+
+async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEnd> {
+    let (mut client, heartbeat) = join(agent, joined).await?;
+    let (outbox, requests) = mpsc::channel(OUTBOX);
+    let say = |say| v1::WatchRequest { say: Some(say) };
+    let resume = resume(joined);
+    let _ = outbox.try_send(say(Say::Resume(resume)));
+    let mut events = client.watch(ReceiverStream::new(requests)).await?.into_inner();
+    joined.client.send_replace(Some(client));
+    agent.look_closely();
+    let mut saved = joined.state().member.revision();
+    let mut save = tokio::time::interval(SAVE_AFTER);
+    let mut beat = tokio::time::interval(heartbeat);
+    let mut snapshot = Vec::new();
+    loop {
+        tokio::select! {
+            event = next(&mut events) => {
+                match apply(agent, joined, event?, &mut snapshot).await {
+                    Ok(Some(revision)) => {
+                        let _ = outbox.try_send(say(Say::Applied(v1::Applied { revision })));
+                    }
+                    Ok(None) => {}
+                    Err(StreamEnd::Map(refusal)) if refusal.wants_snapshot() => {
+                        tracing::warn!(%refusal, "asking for a snapshot");
+                        let _ = outbox.try_send(say(Say::WantSnapshot(v1::WantSnapshot { why: refusal.to_string() })));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            _ = beat.tick() => {
+                // A full outbox means that the connection is stuck; its keepalive will end it.
+                let _ = outbox.try_send(say(Say::Heartbeat(v1::Heartbeat {})));
+            }
+            _ = save.tick() => {
+                let revision = joined.state().member.revision();
+                if revision != saved {
+                    saved = revision;
+                    keep_map(agent, joined).await;
+                }
+            }
+        }
+    }
+}
+
+async fn keep_map(agent: &Arc<Agent>, joined: &Arc<Joined>) {
+    let (agent, joined) = (agent.clone(), joined.clone());
+    let _ = blocking(move || {
+        agent.keep_map(&joined);
+        Ok(())
+    })
+    .await;
+}
+
+fn resume(joined: &Joined) -> v1::Resume {
+    let state = joined.state();
+    let head = state.member.head().map(|signed| signed.head);
+    v1::Resume {
+        network: joined.membership.network.as_bytes().to_vec(),
+        epoch: head.map_or(0, |head| head.epoch.get()),
+        revision: head.map_or(0, |head| head.revision.get()),
+        digest: head.map(|head| head.digest.as_bytes().to_vec()).unwrap_or_default(),
+    }
+}
+
+async fn next(events: &mut Streaming<v1::WatchEvent>) -> Result<Event, StreamEnd> {
+    let event = events.message().await?.ok_or(StreamEnd::Ended)?;
+    event.event.ok_or_else(|| StreamEnd::Malformed("an event of no known kind".to_owned()))
+}
+
+/// Applies an event; returns the revision to acknowledge.
+async fn apply(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    event: Event,
+    snapshot: &mut Vec<Record>,
+) -> Result<Option<u64>, StreamEnd> {
+    let malformed = |error: &dyn std::fmt::Display| StreamEnd::Malformed(error.to_string());
+    match event {
+        Event::Delta(wire) => {
+            let (delta, head) = delta_from_wire(&wire).map_err(|error| malformed(&error))?;
+            let touched = {
+                let mut state = joined.state();
+                let touched = Touched::by(&delta.changes, state.member.map());
+                state.member.apply_delta(&delta, &head)?;
+                touched
+            };
+            tell_engine(agent, joined, touched).await?;
+            if delta.changes.iter().any(|change| matches!(change, Change::Remove(_))) {
+                agent.wake.notify_one();
+            }
+        }
+        Event::Snapshot(part) => {
+            for record in &part.records {
+                snapshot.push(Record::try_from(record).map_err(|error| malformed(&error))?);
+            }
+            if snapshot.len() > MAX_SNAPSHOT {
+                return Err(StreamEnd::Malformed(format!("a snapshot of more than {MAX_SNAPSHOT} records")));
+            }
+            let Some(head) = &part.head else { return Ok(None) };
+            let head = SignedHead::try_from(head).map_err(|error| malformed(&error))?;
+            let touched = {
+                let mut state = joined.state();
+                let old = state.member.map().clone();
+                let changes = state.member.apply_snapshot(std::mem::take(snapshot), &head)?;
+                Touched::by(&changes, &old)
+            };
+            tell_engine(agent, joined, touched).await?;
+            agent.look_closely();
+        }
+        Event::Head(head) => {
+            let head = SignedHead::try_from(&head).map_err(|error| malformed(&error))?;
+            let delta = znet_core::map::Delta {
+                from: joined.state().member.revision(),
+                to: head.head.revision,
+                changes: Vec::new(),
+            };
+            joined.state().member.apply_delta(&delta, &head)?;
+        }
+    }
+    Ok(Some(joined.state().member.revision().get()))
+}
+
+async fn tell_engine(agent: &Arc<Agent>, joined: &Arc<Joined>, touched: Touched) -> Result<(), AgentError> {
+    let (agent, joined) = (agent.clone(), joined.clone());
+    let told = tokio::task::spawn_blocking(move || {
+        let changes = {
+            let state = joined.state();
+            agent.viewpoint(&joined.membership).changes(&touched, state.member.map())
+        };
+        let result = agent.engine().change_peers(joined.membership.network, &changes.put, &changes.remove);
+        if let Err(error) = result {
+            // A new engine gets all peers, so nothing is lost.
+            tracing::warn!(%error, "the engine did not take a change of peers");
+            agent.engine().ensure(&|network| agent.all_peers(network))?;
+        }
+        Ok(())
+    });
+    told.await.unwrap_or_else(|error| Err(AgentError::Invalid(error.to_string())))
+}
+
+impl From<AgentError> for tonic::Status {
+    fn from(error: AgentError) -> Self {
+        error.problem().to_status()
+    }
+}

@@ -1,0 +1,270 @@
+//! What the agent keeps on disk: its own key, its memberships without secrets, its attachments without keys, and the
+//! last map of each network that it could verify. Files are replaced whole, so a crash leaves the old or the new one.
+//!
+//! Nobody can log in to a node, so a damaged file never keeps it from starting: what cannot be read is put aside, and
+//! the controller's map tells what is missing.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::{Flock, FlockArg};
+use prost::Message as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use znet_api::tls::Identity;
+use znet_api::v1;
+use znet_core::id::{ContainerId, NetworkId, Revision};
+use znet_core::key::VerifyingKey;
+use znet_core::map::{Member, Record, SignedHead};
+use znet_core::name::Name;
+
+use crate::error::AgentError;
+use crate::host::netns::NetnsId;
+
+/// Largest map file in bytes that is read: some 400,000 containers.
+const MAX_MAP_FILE: u64 = 64 << 20;
+
+/// What is kept of a join token once it was used: everything but the secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Membership {
+    /// The network.
+    pub network: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// Where its controller can be reached.
+    pub endpoints: Vec<String>,
+    /// The pin of the controller's TLS key, in hexadecimal digits.
+    pub pin: String,
+    /// The key that signs the network's heads.
+    pub verifying_key: VerifyingKey,
+    /// The UDP port that this node uses for the network.
+    pub port: u16,
+}
+
+/// An attached container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The container.
+    pub container: ContainerId,
+    /// Its name.
+    pub name: Name,
+    /// The path by which its namespace was given.
+    pub netns: PathBuf,
+    /// Which namespace that was.
+    pub netns_id: NetnsId,
+    /// The interface inside.
+    pub ifname: String,
+    /// The map holds the container from this revision on.
+    pub revision: Revision,
+    /// The name under which `wg(8)` finds the device.
+    pub device: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The agent's directory, held by one agent at a time.
+#[derive(Clone, Debug)]
+pub struct Files {
+    dir: PathBuf,
+    /// Given back by the kernel when the process ends, however it ends.
+    _lock: Arc<Flock<File>>,
+}
+
+impl Files {
+    /// Opens the directory, which only root may enter, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// [`AgentError::File`], or [`AgentError::Busy`] when another agent has it open.
+    pub fn open(dir: &Path) -> Result<Self, AgentError> {
+        let networks = dir.join("networks");
+        DirBuilder::new().recursive(true).mode(0o700).create(&networks).map_err(at(&networks))?;
+        Ok(Self { dir: dir.to_owned(), _lock: Arc::new(lock(dir)?) })
+    }
+
+    /// The node's own identity, made on first use.
+    ///
+    /// # Errors
+    /// [`AgentError::File`] or [`AgentError::Invalid`].
+    pub fn identity(&self) -> Result<Identity, AgentError> {
+        let path = self.dir.join("node.pem");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let text = zeroize::Zeroizing::new(text);
+                Identity::from_pem(&text)
+                    .map_err(|error| AgentError::Invalid(format!("{}: {error}", path.display())))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let identity =
+                    Identity::generate().map_err(|error| AgentError::Invalid(error.to_string()))?;
+                replace(&path, identity.to_pem().as_bytes(), true)?;
+                Ok(identity)
+            }
+            Err(source) => Err(AgentError::File { path, source }),
+        }
+    }
+
+    /// All memberships.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn memberships(&self) -> Result<Vec<Membership>, AgentError> {
+        let dir = self.dir.join("networks");
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(at(&dir))? {
+            let path = entry.map_err(at(&dir))?.path().join("membership.json");
+            all.extend(read_json(&path)?);
+        }
+        Ok(all)
+    }
+
+    /// Keeps a membership.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn put_membership(&self, membership: &Membership) -> Result<(), AgentError> {
+        let dir = self.network_dir(membership.network);
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
+        replace(&dir.join("membership.json"), &json(membership)?, true)
+    }
+
+    /// Forgets a network.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn remove_network(&self, network: NetworkId) -> Result<(), AgentError> {
+        let dir = self.network_dir(network);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&dir)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The attachments of a network.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn attachments(&self, network: NetworkId) -> Result<Vec<Attachment>, AgentError> {
+        Ok(read_json(&self.network_dir(network).join("attachments.json"))?.unwrap_or_default())
+    }
+
+    /// Keeps the attachments of a network. Not forced to the disk: a namespace does not survive a power cut either.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn put_attachments(&self, network: NetworkId, attachments: &[&Attachment]) -> Result<(), AgentError> {
+        replace(&self.network_dir(network).join("attachments.json"), &json(&attachments)?, false)
+    }
+
+    /// The containers that the controller has still to be told are gone.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn releases(&self, network: NetworkId) -> Result<BTreeSet<Name>, AgentError> {
+        Ok(read_json(&self.network_dir(network).join("releases.json"))?.unwrap_or_default())
+    }
+
+    /// Keeps the containers that the controller has still to be told are gone.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn put_releases(&self, network: NetworkId, releases: &BTreeSet<Name>) -> Result<(), AgentError> {
+        replace(&self.network_dir(network).join("releases.json"), &json(releases)?, false)
+    }
+
+    /// Keeps a verified map.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn put_map(&self, member: &Member) -> Result<(), AgentError> {
+        let Some(head) = member.head() else { return Ok(()) };
+        let records = member.map().records().map(|record| v1::Record::from(&record)).collect();
+        let snapshot = v1::SnapshotPart { records, head: Some(head.into()) };
+        replace(&self.network_dir(member.network()).join("map"), &snapshot.encode_to_vec(), false)
+    }
+
+    /// Gives a member the last map that was kept, if that still verifies: signature and digest are checked as if it came
+    /// from the controller.
+    pub fn load_map(&self, member: &mut Member) {
+        let path = self.network_dir(member.network()).join("map");
+        if fs::metadata(&path).map_or(true, |metadata| metadata.len() > MAX_MAP_FILE) {
+            return;
+        }
+        let result = fs::read(&path).map_err(|error| error.to_string()).and_then(|bytes| {
+            let snapshot = v1::SnapshotPart::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
+            let head = snapshot.head.as_ref().ok_or("no head")?;
+            let head = SignedHead::try_from(head).map_err(|error| error.to_string())?;
+            let records: Result<Vec<Record>, _> = snapshot.records.iter().map(Record::try_from).collect();
+            let records = records.map_err(|error| error.to_string())?;
+            member.apply_snapshot(records, &head).map_err(|error| error.to_string())
+        });
+        if let Err(error) = result {
+            tracing::warn!(path = %path.display(), %error, "the map on disk is not used; waiting for the controller's");
+        }
+    }
+
+    fn network_dir(&self, network: NetworkId) -> PathBuf {
+        self.dir.join("networks").join(network.to_string())
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> AgentError {
+    let path = path.to_owned();
+    move |source| AgentError::File { path, source }
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, AgentError> {
+    serde_json::to_vec_pretty(value).map_err(|error| AgentError::Invalid(error.to_string()))
+}
+
+/// Takes the directory for this process, or says which one has it.
+fn lock(dir: &Path) -> Result<Flock<File>, AgentError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    match Flock::lock(file.map_err(at(&path))?, FlockArg::LockExclusiveNonblock) {
+        Ok(mut file) => {
+            let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            written.map_err(at(&path))?;
+            Ok(file)
+        }
+        Err((mut file, nix::Error::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+            Err(AgentError::Busy { dir: dir.to_owned(), pid: pid.trim().to_owned() })
+        }
+        Err((_, error)) => Err(at(&path)(error.into())),
+    }
+}
+
+/// Reads a file; one that is missing or damaged is `None`, and the damaged one is put aside.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, AgentError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)
+            .map_err(|error| {
+                let aside = path.with_extension("damaged");
+                tracing::error!(path = %path.display(), %error, aside = %aside.display(), "a damaged file is put aside");
+                let _ = fs::rename(path, &aside);
+            })
+            .ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(AgentError::File { path: path.to_owned(), source }),
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), AgentError> {
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file: File =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        fs::rename(&new, path)
+    };
+    write().map_err(at(path))
+}

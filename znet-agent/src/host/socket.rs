@@ -1,0 +1,123 @@
+//! Sockets that the agent makes and the engine uses: a network's UDP port, and the sockets that `wg(8)` looks for.
+
+use std::fs::{self, Permissions};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Where `wg(8)` looks for the sockets of user-space devices.
+pub const WIREGUARD_DIR: &str = "/var/run/wireguard";
+/// How the names of znet's devices begin.
+pub const DEVICE_PREFIX: &str = "zn";
+/// Socket buffers in bytes: some 10 ms at 3 Gbit/s.
+const BUFFER: usize = 4 << 20;
+/// How many ports are tried after the one wanted.
+const PORTS_TRIED: u16 = 64;
+
+/// Why a port could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Every port tried is in use.
+    #[error("no UDP port from {from} on is free ({why}); choose another with --listen-port")]
+    NoPort {
+        /// The first tried.
+        from: u16,
+        /// What the last one said.
+        why: std::io::Error,
+    },
+    /// The socket for `wg(8)` cannot be made.
+    #[error("the socket {path} cannot be made: {source}")]
+    Wg {
+        /// Its path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// Binds a network's port, on IPv4 and, where the host has it, on IPv6.
+///
+/// # Errors
+/// [`SocketError::NoPort`].
+pub fn bind_port(wanted: u16, exact: bool) -> Result<(u16, Vec<OwnedFd>), SocketError> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+    let tried = if exact { 1 } else { PORTS_TRIED };
+    for port in (0..tried).filter_map(|n| wanted.checked_add(n)) {
+        match bind_both(port) {
+            Ok(sockets) => return Ok((port, sockets)),
+            Err(error) => last = error,
+        }
+    }
+    Err(SocketError::NoPort { from: wanted, why: last })
+}
+
+fn bind_both(port: u16) -> std::io::Result<Vec<OwnedFd>> {
+    let v4 = bind(Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    match bind(Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(vec![v4]),
+        Err(error) => Err(error),
+    }
+}
+
+fn bind(domain: Domain, address: SocketAddr) -> std::io::Result<OwnedFd> {
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Best effort: the kernel takes what net.core.rmem_max allows.
+    let _ = socket.set_recv_buffer_size(BUFFER);
+    let _ = socket.set_send_buffer_size(BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Makes the socket on which the engine answers `wg(8)` for a device.
+///
+/// # Errors
+/// [`SocketError::Wg`].
+pub fn wg_listener(device: &str) -> Result<UnixListener, SocketError> {
+    let path = wg_path(device);
+    let wg = |source| SocketError::Wg { path: path.clone(), source };
+    fs::create_dir_all(WIREGUARD_DIR).map_err(wg)?;
+    remove(&path).map_err(wg)?;
+    let listener = UnixListener::bind(&path).map_err(wg)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(wg)?;
+    Ok(listener)
+}
+
+/// Removes the socket of a device that is gone.
+pub fn remove_wg_socket(device: &str) {
+    let _ = remove(&wg_path(device));
+}
+
+/// Removes the sockets of devices that died with their engine: nobody answers there any more.
+pub fn remove_dead_wg_sockets() {
+    let Ok(entries) = fs::read_dir(WIREGUARD_DIR) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(DEVICE_PREFIX));
+        let refused = || {
+            let error = std::os::unix::net::UnixStream::connect(entry.path()).err();
+            error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+        };
+        if ours && refused() {
+            let _ = remove(&entry.path());
+        }
+    }
+}
+
+fn wg_path(device: &str) -> PathBuf {
+    Path::new(WIREGUARD_DIR).join(format!("{device}.sock"))
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,326 @@
+//! The socket on which runtimes and people talk to the agent: JSON over HTTP on a Unix socket that only root may use.
+
+use std::fs::{self, Permissions};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use znet_api::error::Problem;
+use znet_api::token::{JoinToken, TokenError};
+use znet_api::v1;
+use znet_core::name::Name;
+use znet_wg::control::DeviceStats;
+
+use crate::agent::{Agent, Joined};
+use crate::attach::{AttachOrder, attach, blocking, detach};
+use crate::control;
+use crate::error::AgentError;
+
+/// The name of the socket in the agent's run directory.
+pub const SOCKET: &str = "agent.sock";
+/// Largest request in bytes.
+const MAX_BODY: usize = 64 << 10;
+
+/// `POST /v1/attach`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The network, by name or identifier.
+    pub network: String,
+    /// The container's name.
+    pub name: String,
+    /// The path of its network namespace.
+    pub netns: PathBuf,
+    /// The interface to make inside.
+    pub ifname: String,
+    /// Explicit addresses, at most one of each family.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Milliseconds to wait until every live node has applied the change; absent: do not wait.
+    #[serde(default)]
+    pub wait_millis: Option<u64>,
+}
+
+/// An attached container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachedContainer {
+    /// The network's name.
+    pub network: String,
+    /// The container's name.
+    pub name: String,
+    /// Its number within the network.
+    pub container: u64,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// Its interface.
+    pub ifname: String,
+    /// The name under which `wg(8)` finds the device.
+    pub device: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The MTU of its interface, once it is made.
+    pub mtu: Option<u32>,
+    /// Its figures, once it is served.
+    #[serde(default)]
+    pub stats: Option<DeviceStats>,
+}
+
+/// `POST /v1/detach`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachRequest {
+    /// The network, by name or identifier.
+    pub network: String,
+    /// The container's name.
+    pub name: String,
+}
+
+/// The answer to [`DetachRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// Whether it was attached.
+    pub was_attached: bool,
+}
+
+/// `POST /v1/join`
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The join token's text.
+    pub token: String,
+}
+
+/// A network that was joined or left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinedNetwork {
+    /// Its name.
+    pub network: String,
+    /// Its identifier.
+    pub id: String,
+}
+
+impl From<&Joined> for JoinedNetwork {
+    fn from(joined: &Joined) -> Self {
+        Self { network: joined.membership.name.to_string(), id: joined.membership.network.to_string() }
+    }
+}
+
+/// A network in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its identifier.
+    pub id: String,
+    /// Whether the controller is connected.
+    pub connected: bool,
+    /// The revision applied.
+    pub revision: u64,
+    /// The node's UDP port of this network.
+    pub port: u16,
+    /// Number of nodes in the map.
+    pub nodes: usize,
+    /// Number of containers in the map.
+    pub containers: usize,
+    /// The containers of this node.
+    pub attached: Vec<AttachedContainer>,
+}
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's identifier.
+    pub node: String,
+    /// The version of znet.
+    pub version: String,
+    /// The engine's process; absent while there is none.
+    pub engine_pid: Option<u32>,
+    /// The networks of this node.
+    pub networks: Vec<NetworkStatus>,
+}
+
+struct Failed(AgentError);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let problem = self.0.problem();
+        let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [("content-type", "application/problem+json")], Json(problem)).into_response()
+    }
+}
+
+impl From<AgentError> for Failed {
+    fn from(error: AgentError) -> Self {
+        Self(error)
+    }
+}
+
+/// Opens the socket.
+///
+/// # Errors
+/// [`AgentError::File`], also when another agent answers there.
+pub fn bind(path: &Path) -> Result<UnixListener, AgentError> {
+    let file = |source| AgentError::File { path: path.to_owned(), source };
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(file(std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            "another agent serves this socket",
+        )));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(file)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(file)?;
+    Ok(listener)
+}
+
+/// Answers until the process ends.
+///
+/// # Errors
+/// The socket's.
+pub async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/v1/attach", post(attach_one))
+        .route("/v1/detach", post(detach_one))
+        .route("/v1/join", post(join))
+        .route("/v1/status", get(status))
+        .route("/v1/networks/{network}/leave", post(leave))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(agent);
+    axum::serve(listener, router).await
+}
+
+fn name(text: &str) -> Result<Name, AgentError> {
+    text.parse().map_err(|error| AgentError::Invalid(format!("{text:?}: {error}")))
+}
+
+/// Bodies are read by hand, so that a malformed one is a problem like every other error.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, AgentError> {
+    serde_json::from_slice(body).map_err(|error| AgentError::Invalid(format!("the request: {error}")))
+}
+
+async fn attach_one(
+    State(agent): State<Arc<Agent>>,
+    body: bytes::Bytes,
+) -> Result<Json<AttachedContainer>, Failed> {
+    let request: AttachRequest = parse(&body)?;
+    let joined = agent.network_named(&request.network)?;
+    let order = AttachOrder {
+        name: name(&request.name)?,
+        netns: request.netns,
+        ifname: request.ifname,
+        addresses: request.addresses,
+        wait: request.wait_millis.map(Duration::from_millis),
+    };
+    let working = agent.clone();
+    let (network, member) = (joined.clone(), joined.clone());
+    // On a task of its own: a caller that hangs up does not leave an attach half done.
+    let attached = tokio::spawn(async move { attach(&working, &member, order).await }).await;
+    let attachment = attached.map_err(|error| AgentError::Invalid(error.to_string()))??;
+    Ok(Json(blocking(move || Ok(describe(&agent, &network, &attachment, None))).await?))
+}
+
+async fn detach_one(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Detached>, Failed> {
+    let request: DetachRequest = parse(&body)?;
+    let joined = agent.network_named(&request.network)?;
+    let name = name(&request.name)?;
+    let done = tokio::spawn(async move { detach(&agent, &joined, &name).await }).await;
+    let was_attached = done.map_err(|error| AgentError::Invalid(error.to_string()))??;
+    Ok(Json(Detached { was_attached }))
+}
+
+async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<Status>, Failed> {
+    Ok(Json(blocking(move || Ok(status_of(&agent))).await?))
+}
+
+async fn join(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<JoinedNetwork>, Failed> {
+    let request: JoinRequest = parse(&body)?;
+    let token: JoinToken = request.token.parse().map_err(|error: TokenError| AgentError::Token(error))?;
+    let joined = tokio::spawn(async move { control::join_by_token(&agent, &token, false).await }).await;
+    let joined = joined.map_err(|error| AgentError::Invalid(error.to_string()))??;
+    Ok(Json(JoinedNetwork::from(&*joined)))
+}
+
+async fn leave(
+    State(agent): State<Arc<Agent>>,
+    UrlPath(network): UrlPath<String>,
+) -> Result<Json<JoinedNetwork>, Failed> {
+    let joined = agent.network_named(&network)?;
+    let id = joined.membership.network;
+    let request = v1::LeaveRequest { network: id.as_bytes().to_vec() };
+    let left = joined.controller()?.leave(request).await;
+    left.map_err(|status| AgentError::Controller(Problem::from(&status)))?;
+    blocking(move || {
+        agent.forget(id);
+        Ok(())
+    })
+    .await?;
+    Ok(Json(JoinedNetwork::from(&*joined)))
+}
+
+fn describe(
+    agent: &Agent,
+    joined: &Joined,
+    attachment: &crate::files::Attachment,
+    stats: Option<DeviceStats>,
+) -> AttachedContainer {
+    let device =
+        agent.engine().device(joined.membership.network, attachment.container).map(|device| device.mtu);
+    AttachedContainer {
+        network: joined.membership.name.to_string(),
+        name: attachment.name.to_string(),
+        container: attachment.container.get(),
+        netns: attachment.netns.clone(),
+        ifname: attachment.ifname.clone(),
+        device: attachment.device.clone(),
+        addresses: attachment.addresses.clone(),
+        mtu: device,
+        stats,
+    }
+}
+
+fn status_of(agent: &Agent) -> Status {
+    let (engine_pid, stats) = {
+        let mut engine = agent.engine();
+        (engine.pid(), engine.stats().unwrap_or_default())
+    };
+    let networks = agent.networks().into_iter().map(|joined| {
+        let (attachments, revision, nodes, containers) = {
+            let state = joined.state();
+            let map = state.member.map();
+            let all: Vec<_> = state.attachments.values().cloned().collect();
+            (all, state.member.revision().get(), map.nodes().len(), map.containers().len())
+        };
+        let id = joined.membership.network;
+        let of =
+            |container| stats.iter().find(|(n, c, ..)| *n == id && *c == container).map(|(.., stats)| *stats);
+        NetworkStatus {
+            name: joined.membership.name.to_string(),
+            id: id.to_string(),
+            connected: joined.client.borrow().is_some(),
+            revision,
+            port: joined.membership.port,
+            nodes,
+            containers,
+            attached: attachments.iter().map(|a| describe(agent, &joined, a, of(a.container))).collect(),
+        }
+    });
+    Status {
+        node: agent.node.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_pid,
+        networks: networks.collect(),
+    }
+}

@@ -1,0 +1,101 @@
+//! What the engine learns when a map changes: containers as peers, with their nodes' endpoints.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use znet_core::id::{ContainerId, NodeId};
+use znet_core::key::PublicKey;
+use znet_core::map::{Change, ContainerRecord, Map, Record, RecordKey};
+use znet_wg::control::Peer;
+
+/// Peers to put and to remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerChanges {
+    /// New and changed ones.
+    pub put: Vec<Peer>,
+    /// Keys that are no peer's any more.
+    pub remove: Vec<PublicKey>,
+}
+
+/// How this node looks at the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewpoint {
+    /// This node.
+    pub node: NodeId,
+    /// Its own port of the network: its own containers reach each other there.
+    pub port: u16,
+}
+
+impl Viewpoint {
+    /// A container as a peer.
+    pub fn peer(&self, map: &Map, container: &ContainerRecord) -> Peer {
+        let endpoints = if container.node == self.node {
+            vec![SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))]
+        } else {
+            map.node(&container.node).map(|node| node.endpoints.clone()).unwrap_or_default()
+        };
+        Peer {
+            public_key: container.public_key,
+            addresses: container.addresses().collect(),
+            endpoints,
+            preshared_key: None,
+        }
+    }
+
+    /// All containers of a map as peers.
+    pub fn peers<'a>(&'a self, map: &'a Map) -> impl Iterator<Item = Peer> + 'a {
+        map.containers().map(move |container| self.peer(map, container))
+    }
+
+    /// What changes between two maps, told by the steps between them: looking at the steps alone costs what they do,
+    /// but for a node whose endpoints changed.
+    pub fn changes(&self, touched: &Touched, new: &Map) -> PeerChanges {
+        let mut changes = PeerChanges::default();
+        let mut ids: BTreeSet<ContainerId> = touched.containers.iter().map(|(id, _)| *id).collect();
+        if !touched.nodes.is_empty() {
+            let moved = new.containers().filter(|container| touched.nodes.contains(&container.node));
+            ids.extend(moved.map(|container| container.id));
+        }
+        let kept: BTreeSet<PublicKey> =
+            ids.iter().filter_map(|id| new.container(*id)).map(|c| c.public_key).collect();
+        let old = touched.containers.iter().filter_map(|(_, old)| *old);
+        changes.remove.extend(old.filter(|key| !kept.contains(key)));
+        changes.put.extend(
+            ids.iter().filter_map(|id| new.container(*id)).map(|container| self.peer(new, container)),
+        );
+        changes
+    }
+}
+
+/// What a list of steps touches, read off the map before they are applied.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    containers: Vec<(ContainerId, Option<PublicKey>)>,
+    nodes: BTreeSet<NodeId>,
+}
+
+impl Touched {
+    /// What the steps touch in this map.
+    pub fn by(changes: &[Change], old: &Map) -> Self {
+        let mut touched = Self::default();
+        for change in changes {
+            match change.key() {
+                RecordKey::Container(id) => {
+                    touched.containers.push((id, old.container(id).map(|container| container.public_key)));
+                }
+                RecordKey::Node(id) => {
+                    let before = old.node(&id).map(|node| &node.endpoints);
+                    let after = match change {
+                        Change::Put(Record::Node(node)) => Some(&node.endpoints),
+                        _ => None,
+                    };
+                    if before != after {
+                        touched.nodes.insert(id);
+                    }
+                }
+                RecordKey::Network => {}
+            }
+        }
+        touched
+    }
+}

@@ -1,0 +1,277 @@
+//! From what is to what should be: make plans, carry them out, again and again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use znet_api::v1;
+use znet_core::key::PrivateKey;
+use znet_core::name::Name;
+use znet_core::plan::{Desired, DeviceKey, Observed, ObservedService, Step, plan};
+use znet_wg::control::Device;
+
+use crate::agent::{Agent, Joined};
+use crate::attach::{
+    addresses, ask_controller, blocking, build, detach, device, drop_local, is_ours, put_attachment,
+    release_leftovers, still_there,
+};
+use crate::engine::address_set;
+use crate::error::AgentError;
+use crate::files::Attachment;
+use crate::host::netns::{Netns, run_in_host};
+use crate::host::{link, socket, tun};
+
+/// How often the engine is asked whether it lives and whether namespaces are gone.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// The least time between two looks, so that a busy network does not keep the node looking.
+const REST: Duration = Duration::from_millis(50);
+/// Every so many looks, the links themselves are looked at.
+const LINKS_EVERY: u32 = 50;
+
+/// How one container's device should be, and what is needed to make it.
+pub struct Target {
+    /// How it should be.
+    pub desired: Desired,
+    /// What the engine should serve.
+    pub device: Device,
+    network: znet_core::id::NetworkId,
+    ifname: String,
+}
+
+impl Target {
+    /// The target for an attachment.
+    pub fn new(agent: &Agent, joined: &Joined, attachment: &Attachment, key: &PrivateKey) -> Self {
+        let mtu = agent.mtu();
+        let routes: BTreeSet<IpNet> = {
+            let state = joined.state();
+            let prefixes = state.member.map().network().map(|record| (record.prefix6, record.prefix4));
+            prefixes
+                .into_iter()
+                .flat_map(|(six, four)| [Some(IpNet::V6(six)), four.map(IpNet::V4)])
+                .flatten()
+                .collect()
+        };
+        Self {
+            desired: Desired { public_key: key.public_key(), addresses: addresses(attachment), routes, mtu },
+            device: device(attachment, key, mtu),
+            network: joined.membership.network,
+            ifname: attachment.ifname.clone(),
+        }
+    }
+}
+
+/// Carries out the steps of a plan for one device. Blocks.
+///
+/// # Errors
+/// The error of the first step that fails; the next plan starts from what is then.
+pub fn carry_out(agent: &Agent, netns: &Netns, target: &Target, steps: &[Step]) -> Result<(), AgentError> {
+    for step in steps {
+        tracing::debug!(%step, "carrying out");
+    }
+    if let Some(Step::Remove(key)) = steps.iter().find(|step| matches!(step, Step::Remove(_))) {
+        agent.engine().remove_device(key.network, key.container);
+    }
+    let making = steps.iter().any(|step| matches!(step, Step::MakeLink(_)));
+    let descriptors = if making { Some(make_link(netns, target)?) } else { None };
+    // All changes inside the namespace go over one netlink socket, on one visit, in the order of the plan.
+    if steps.iter().any(|step| !matches!(step, Step::Remove(_) | Step::MakeLink(_) | Step::Serve(_))) {
+        configure(netns, target, steps)?;
+    }
+    if steps.iter().any(|step| matches!(step, Step::Serve(_))) {
+        match descriptors {
+            Some(fds) => agent.engine().put_device(target.network, target.device.clone(), fds)?,
+            None => agent.engine().change_device(target.network, target.device.clone())?,
+        }
+    }
+    Ok(())
+}
+
+fn make_link(netns: &Netns, target: &Target) -> Result<Vec<std::os::fd::OwnedFd>, AgentError> {
+    let temporary = format!("zn{:010x}", rand::random::<u64>() & 0xff_ffff_ffff);
+    let device = tun::create(&temporary)?;
+    let (raw, ifname) = (netns.raw_fd(), target.ifname.clone());
+    run_in_host(|handle| async move { link::move_into(&handle, &temporary, raw, &ifname).await })?;
+    let listener = socket::wg_listener(&target.device.name)?;
+    Ok(vec![device, listener.into()])
+}
+
+fn configure(netns: &Netns, target: &Target, steps: &[Step]) -> Result<(), AgentError> {
+    let name = target.ifname.as_str();
+    netns.run(|handle| async move {
+        link::set_up(&handle, "lo", None, true).await?;
+        for step in steps {
+            match step {
+                Step::SetMtu(_, mtu) => link::set_up(&handle, name, Some(*mtu), false).await?,
+                Step::SetUp(_) => link::set_up(&handle, name, None, true).await?,
+                Step::AddAddress(_, address) => link::add_address(&handle, name, *address).await?,
+                Step::RemoveAddress(_, address) => link::remove_address(&handle, name, *address).await?,
+                Step::AddRoute(_, route) => link::add_route(&handle, name, *route).await?,
+                Step::RemoveRoute(_, route) => link::remove_route(&handle, name, *route).await?,
+                Step::Remove(_) | Step::MakeLink(_) | Step::Serve(_) => {}
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Looks, plans and carries out, for as long as the agent runs.
+pub async fn run(agent: Arc<Agent>) {
+    for round in 0u32.. {
+        let closely = agent.take_closely() | round.is_multiple_of(LINKS_EVERY);
+        if let Err(error) = look(&agent, closely).await {
+            tracing::warn!(%error, "the node is not as it should be; trying again");
+        }
+        tokio::time::sleep(REST).await;
+        let _ = tokio::time::timeout(LOOK_EVERY, agent.wake.notified()).await;
+    }
+}
+
+async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
+    let asking = agent.clone();
+    let (new, gone) = blocking(move || {
+        let mut engine = asking.engine();
+        let new = engine.ensure(&|network| asking.all_peers(network))?;
+        let gone = engine.stats()?.into_iter().filter(|(_, _, gone, _)| *gone).map(|(n, c, ..)| (n, c));
+        Ok((new, gone.collect::<BTreeSet<_>>()))
+    })
+    .await?;
+    for joined in agent.networks() {
+        remove_strangers(agent, &joined).await;
+        if links_too {
+            release_leftovers(agent, &joined).await?;
+            report_endpoints(agent, &joined).await;
+        }
+        let attachments: Vec<Attachment> = joined.state().attachments.values().cloned().collect();
+        for attachment in attachments {
+            let key = DeviceKey { network: joined.membership.network, container: attachment.container };
+            let vanished = gone.contains(&(key.network, key.container));
+            let served = agent.engine().device(key.network, key.container).is_some();
+            if links_too || new || vanished || !served {
+                look_at(agent, &joined, attachment, vanished).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells the controller where this node can be reached, when that has changed.
+async fn report_endpoints(agent: &Arc<Agent>, joined: &Arc<Joined>) {
+    let Ok(mut client) = joined.controller() else { return };
+    let (asking, port) = (agent.clone(), joined.membership.port);
+    let Ok(endpoints) = blocking(move || Ok(asking.endpoints(port))).await else { return };
+    if endpoints == joined.state().reported {
+        return;
+    }
+    let request = v1::ReportRequest {
+        network: joined.membership.network.as_bytes().to_vec(),
+        endpoints: endpoints.iter().map(ToString::to_string).collect(),
+    };
+    match client.report(request).await {
+        Ok(_) => joined.state().reported = endpoints,
+        Err(error) => tracing::info!(error = error.message(), "the new endpoints will be reported later"),
+    }
+}
+
+/// Removes devices that no attachment names, and attachments that the map does not name any more.
+async fn remove_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>) {
+    let network = joined.membership.network;
+    let served: Vec<_> = {
+        let engine = agent.engine();
+        engine.networks().get(&network).map(|held| held.devices.keys().copied().collect()).unwrap_or_default()
+    };
+    let (strangers, expelled) = {
+        let state = joined.state();
+        let known: BTreeSet<_> = state.attachments.values().map(|a| a.container).collect();
+        let strangers: Vec<_> = served.into_iter().filter(|id| !known.contains(id)).collect();
+        let revision = state.member.revision();
+        let map = state.member.map();
+        let gone = |a: &&Attachment| {
+            a.revision <= revision
+                && map.container(a.container).is_none_or(|record| !is_ours(record, agent.node))
+        };
+        let expelled: Vec<Attachment> = state.attachments.values().filter(gone).cloned().collect();
+        (strangers, expelled)
+    };
+    for container in strangers {
+        tracing::info!(%network, %container, "removing what is left of an attachment");
+        let agent = agent.clone();
+        let _ = blocking(move || {
+            agent.engine().remove_device(network, container);
+            Ok(())
+        })
+        .await;
+    }
+    for attachment in expelled {
+        tracing::info!(%network, name = %attachment.name, "the controller removed this container");
+        drop_local(agent, joined, &attachment).await;
+    }
+}
+
+async fn look_at(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment, vanished: bool) {
+    let name = attachment.name.clone();
+    let there = still_there(&attachment.netns, attachment.netns_id);
+    let result = if !there {
+        tracing::info!(%name, netns = %attachment.netns.display(), "the container's namespace is gone; detaching it");
+        detach(agent, joined, &name).await.map(drop)
+    } else if vanished || agent.engine().device(joined.membership.network, attachment.container).is_none() {
+        rebuild(agent, joined, &name).await
+    } else {
+        mend(agent, joined, attachment).await
+    };
+    if let Err(error) = result {
+        tracing::warn!(%name, %error, "the container is not as it should be; trying again");
+    }
+}
+
+/// Makes a device anew: its interface was removed, or engine and agent both died. A new pair comes from the controller,
+/// since nothing here keeps the old one.
+async fn rebuild(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Result<(), AgentError> {
+    let _guard = joined.lock_name(name).await;
+    let Some(mut attachment) = joined.state().attachments.get(name).cloned() else { return Ok(()) };
+    let network = joined.membership.network;
+    let held =
+        agent.engine().device(network, attachment.container).map(|device| device.private_key.0.clone());
+    let (record, key, revision) = match held {
+        Some(key) => {
+            let (removing, container) = (agent.clone(), attachment.container);
+            blocking(move || {
+                removing.engine().remove_device(network, container);
+                Ok(())
+            })
+            .await?;
+            return build(agent, joined, attachment, key).await;
+        }
+        None => ask_controller(joined, name, &attachment.addresses).await?,
+    };
+    attachment.container = record.id;
+    attachment.addresses = record.addresses().collect();
+    attachment.revision = revision;
+    put_attachment(agent, joined, attachment.clone())?;
+    build(agent, joined, attachment, key).await
+}
+
+/// Compares a device with what it should be, and mends what is not.
+async fn mend(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment) -> Result<(), AgentError> {
+    let _guard = joined.lock_name(&attachment.name).await;
+    let (agent, joined) = (agent.clone(), joined.clone());
+    blocking(move || {
+        let key = DeviceKey { network: joined.membership.network, container: attachment.container };
+        let Some(device) = agent.engine().device(key.network, key.container).cloned() else { return Ok(()) };
+        let target = Target::new(&agent, &joined, &attachment, &device.private_key.0);
+        let netns = Netns::open(&attachment.netns)?;
+        let name = attachment.ifname.clone();
+        let observed = netns.run(|handle| async move { link::observe(&handle, &name).await })?;
+        let service = ObservedService {
+            public_key: device.private_key.0.public_key(),
+            addresses: address_set(&device),
+            mtu: device.mtu,
+            gone: false,
+        };
+        let observed = BTreeMap::from([(key, Observed { link: observed, service: Some(service) })]);
+        let steps = plan(&BTreeMap::from([(key, target.desired.clone())]), &observed);
+        carry_out(&agent, &netns, &target, &steps)
+    })
+    .await
+}
