@@ -1,10 +1,10 @@
 //! The allocator of one prefix.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::resting::Resting;
 use super::runs::Runs;
 use crate::time::Timestamp;
 
@@ -27,46 +27,51 @@ pub enum ExplicitError {
 
 /// The addresses of one prefix: taken, reserved, resting or free.
 ///
-/// Every operation takes time logarithmic in the number of addresses taken. What is resting turns free when its time
-/// comes, without anybody's doing: `now` is handed in with each question.
+/// Every operation takes time logarithmic in the number of addresses taken and resting. What is resting turns free when
+/// its time comes, without anybody's doing: `now` is handed in with each question.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     prefix: IpNet,
     first: u128,
     last: u128,
-    /// Taken, reserved or resting: what `lowest_free` must step over.
+    /// Taken, reserved or resting: what a fresh address must not be.
     unavailable: Runs,
     taken: Runs,
-    reserved: Vec<(u128, u128)>,
-    resting: BTreeMap<u128, Timestamp>,
-    by_deadline: BTreeSet<(Timestamp, u128)>,
+    /// The reserved ranges and the addresses that name the prefix itself: never given unless asked for.
+    reserved: Runs,
+    /// What turns free for everybody when its rest is over.
+    resting: Resting,
+    /// What rests inside the reserved ranges, and stays reserved when its rest is over.
+    resting_reserved: Resting,
 }
 
 impl Allocator {
-    /// An allocator in which everything is free but the `reserved` ranges (those outside the prefix do not matter).
+    /// An allocator in which everything is free but the `reserved` ranges (what of them is outside the prefix does
+    /// not matter).
     pub fn new(prefix: IpNet, reserved: &[IpNet]) -> Self {
         let prefix = prefix.trunc();
         let (first, last) = (number(prefix.network()), number(prefix.broadcast()));
-        let mut unavailable = Runs::default();
-        unavailable.insert(first);
+        let mut kept = Runs::default();
+        kept.insert(first);
         if prefix.addr().is_ipv4() {
-            unavailable.insert(last);
+            kept.insert(last);
         }
-        let reserved: Vec<_> = reserved
-            .iter()
-            .filter(|range| prefix.contains(*range))
-            .map(|range| (number(range.network()), number(range.broadcast())))
-            .collect();
-        reserved.iter().for_each(|(from, to)| unavailable.insert_run(*from, *to));
+        for range in reserved {
+            if prefix.contains(range) {
+                kept.insert_run(number(range.network()), number(range.broadcast()));
+            } else if range.contains(&prefix) {
+                kept.insert_run(first, last);
+            }
+        }
         Self {
             prefix,
             first,
             last,
-            unavailable,
+            unavailable: kept.clone(),
             taken: Runs::default(),
-            reserved,
-            resting: BTreeMap::new(),
-            by_deadline: BTreeSet::new(),
+            reserved: kept,
+            resting: Resting::default(),
+            resting_reserved: Resting::default(),
         }
     }
 
@@ -77,14 +82,8 @@ impl Allocator {
 
     /// The lowest address that may be allocated now; `None` when the prefix is exhausted.
     pub fn lowest_free(&self, now: Timestamp) -> Option<IpAddr> {
-        // Addresses whose rest is over still stand among the unavailable: prefer the lower of both answers.
-        let rested = self
-            .by_deadline
-            .range(..=(now, u128::MAX))
-            .map(|(_, n)| *n)
-            .filter(|n| !self.is_reserved(*n))
-            .take(RESTED_LOOKED_AT)
-            .min();
+        // Addresses whose rest is over still stand among the unavailable, so the lower of both answers is the lowest.
+        let rested = self.resting.lowest_due(now);
         let fresh = self.unavailable.lowest_missing(self.first, self.last);
         [rested, fresh].into_iter().flatten().min().map(|n| self.address(n))
     }
@@ -104,8 +103,8 @@ impl Allocator {
         if self.taken.contains(n) {
             return Err(ExplicitError::Taken);
         }
-        match self.resting.get(&n) {
-            Some(until) if *until > now => Err(ExplicitError::Resting(*until)),
+        match self.resting.get(n).or_else(|| self.resting_reserved.get(n)) {
+            Some(until) if until > now => Err(ExplicitError::Resting(until)),
             _ => Ok(()),
         }
     }
@@ -116,18 +115,20 @@ impl Allocator {
             return false;
         }
         let n = number(address);
-        self.wake(n);
+        self.shelf(n).remove(n);
         self.unavailable.insert(n);
         self.taken.insert(n)
     }
 
     /// Gives an address back, to rest until `until`. `false` when it was not taken.
     pub fn release(&mut self, address: IpAddr, until: Timestamp) -> bool {
-        let released = self.free(address);
-        if released {
-            self.rest(address, until);
+        let n = number(address);
+        if !self.prefix.contains(&address) || !self.taken.remove(n) {
+            return false;
         }
-        released
+        // It stays among the unavailable: what was taken rests now.
+        self.shelf(n).insert(n, until);
+        true
     }
 
     /// Gives an address back at once, without rest. `false` when it was not taken.
@@ -143,46 +144,35 @@ impl Allocator {
     /// Lets an address that nobody has rest until `until`.
     pub fn rest(&mut self, address: IpAddr, until: Timestamp) {
         let n = number(address);
-        if !self.prefix.contains(&address) || self.taken.contains(n) {
-            return;
+        if self.prefix.contains(&address) && !self.taken.contains(n) {
+            self.unavailable.insert(n);
+            self.shelf(n).insert(n, until);
         }
-        self.wake(n);
-        self.unavailable.insert(n);
-        self.resting.insert(n, until);
-        self.by_deadline.insert((until, n));
     }
 
     /// Forgets that an address rests.
     pub fn end_rest(&mut self, address: IpAddr) {
         let n = number(address);
-        if self.prefix.contains(&address) && self.wake(n) {
+        if self.prefix.contains(&address) && self.shelf(n).remove(n) {
             self.open(n);
         }
     }
 
-    /// Addresses whose rest is over at `now`, the longest over first.
+    /// Addresses whose rest is over at `now`.
     pub fn rested(&self, now: Timestamp) -> impl Iterator<Item = IpAddr> + '_ {
-        self.by_deadline.range(..=(now, u128::MAX)).map(|(_, n)| self.address(*n))
+        self.resting.due(now).chain(self.resting_reserved.due(now)).map(|n| self.address(n))
     }
 
-    /// Removes an address from the resting; `false` when it did not rest.
-    fn wake(&mut self, n: u128) -> bool {
-        match self.resting.remove(&n) {
-            Some(until) => self.by_deadline.remove(&(until, n)),
-            None => false,
-        }
+    /// Where a number rests when it does.
+    fn shelf(&mut self, n: u128) -> &mut Resting {
+        if self.reserved.contains(n) { &mut self.resting_reserved } else { &mut self.resting }
     }
 
     /// Makes a number available unless a reserved range or the prefix itself keeps it.
     fn open(&mut self, n: u128) {
-        let broadcast = self.prefix.addr().is_ipv4() && n == self.last;
-        if n != self.first && !broadcast && !self.is_reserved(n) {
+        if !self.reserved.contains(n) {
             self.unavailable.remove(n);
         }
-    }
-
-    fn is_reserved(&self, n: u128) -> bool {
-        self.reserved.iter().any(|(from, to)| (*from..=*to).contains(&n))
     }
 
     fn address(&self, n: u128) -> IpAddr {
@@ -193,10 +183,6 @@ impl Allocator {
         }
     }
 }
-
-/// How many rested addresses are compared for the lowest. Rested ones are cleared away as decisions are made, so more
-/// than these stand there only after a long silence; then a low one is found, if not always the lowest.
-const RESTED_LOOKED_AT: usize = 64;
 
 fn number(address: IpAddr) -> u128 {
     match address {

@@ -6,6 +6,7 @@
 
 mod allocator;
 mod prefix;
+mod resting;
 mod runs;
 
 pub use allocator::{Allocator, ExplicitError};

@@ -66,3 +66,63 @@ impl Runs {
         self.0.range(..=n).next_back().map(|(start, end)| (*start, *end)).filter(|(_, end)| *end >= n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const END: u128 = u128::MAX;
+
+    fn number() -> impl Strategy<Value = u128> {
+        prop_oneof![3 => 0u128..20, 1 => (0u128..4).prop_map(|n| END - n)]
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u128),
+        Remove(u128),
+        InsertRun(u128, u128),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => number().prop_map(Step::Insert),
+            3 => number().prop_map(Step::Remove),
+            1 => (0u128..20, 0u128..4).prop_map(|(first, more)| Step::InsertRun(first, first + more)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_the_set_that_they_stand_for_and_are_never_adjacent(
+            steps in prop::collection::vec(step(), 0..60),
+        ) {
+            let (mut runs, mut model) = (Runs::default(), BTreeSet::new());
+            for step in steps {
+                match step {
+                    Step::Insert(n) => prop_assert_eq!(runs.insert(n), model.insert(n)),
+                    Step::Remove(n) => prop_assert_eq!(runs.remove(n), model.remove(&n)),
+                    Step::InsertRun(first, last) => {
+                        runs.insert_run(first, last);
+                        model.extend(first..=last);
+                    }
+                }
+                let spelled: BTreeSet<u128> = runs.0.iter().flat_map(|(first, last)| *first..=*last).collect();
+                prop_assert_eq!(&spelled, &model);
+                let apart = runs.0.iter().zip(runs.0.iter().skip(1));
+                for ((_, end), (start, _)) in apart {
+                    prop_assert!(end.saturating_add(1) < *start, "{:?}", runs);
+                }
+                for first in (0..20).chain([END - 3, END]) {
+                    prop_assert_eq!(runs.contains(first), model.contains(&first));
+                    let missing = (first..=END).take(40).find(|n| !model.contains(n));
+                    prop_assert_eq!(runs.lowest_missing(first, END), missing);
+                }
+            }
+        }
+    }
+}
