@@ -176,8 +176,11 @@ impl fmt::Display for Revision {
     }
 }
 
-/// The count of restarts of a network's history: raised by an operator when a controller was restored from an older
+/// Which of a network's histories a revision counts in: raised by an operator when a controller was restored from an older
 /// backup, so that agents accept a revision below the last one they applied. Compared before the revision.
+///
+/// Zero for the first history. A later one is at least the time at which it began, in milliseconds since the Unix epoch:
+/// two restores of one backup would count to the same number, and agents would take the second for the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(u64);

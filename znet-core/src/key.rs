@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signer as _;
 use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Why a text or a byte string is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +49,28 @@ impl PublicKey {
     /// The key as its 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Whether a container may have this key. Its bytes must be the one canonical form of its point, as receivers ignore
+    /// the top bit and reduce the rest (RFC 7748, section 5), so that two different keys are two different points. And
+    /// it must not be a point of small order, with which everybody's shared secret is zero (section 6.1).
+    pub fn is_usable(&self) -> bool {
+        self.is_canonical() && {
+            // Any scalar tells points of small order from others, because clamping makes it a multiple of their orders.
+            let probe = x25519_dalek::StaticSecret::from([0x5a; 32]);
+            probe.diffie_hellman(&x25519_dalek::PublicKey::from(self.0)).was_contributory()
+        }
+    }
+
+    /// Whether the bytes, a little-endian number, are below the field's prime 2^255 - 19.
+    fn is_canonical(&self) -> bool {
+        const LOWEST_BYTE_OF_PRIME: u8 = 0xed;
+        let [lowest, middle @ .., highest] = &self.0;
+        match highest {
+            0..=0x7e => true,
+            0x7f => middle.iter().any(|byte| *byte != 0xff) || *lowest < LOWEST_BYTE_OF_PRIME,
+            _ => false,
+        }
     }
 }
 
@@ -94,7 +116,7 @@ impl<'de> Deserialize<'de> for PublicKey {
 }
 
 /// A container's private key. It is neither printed nor serialised, and is wiped when dropped.
-#[derive(Clone)]
+#[derive(Clone, ZeroizeOnDrop)]
 pub struct PrivateKey(x25519_dalek::StaticSecret);
 
 impl PrivateKey {
@@ -141,7 +163,7 @@ impl fmt::Debug for PrivateKey {
 }
 
 /// A key that a pair of peers mixes into its handshake (WireGuard's white paper, section 5.2). Wiped when dropped.
-#[derive(Clone)]
+#[derive(Clone, ZeroizeOnDrop)]
 pub struct PresharedKey(Zeroizing<[u8; 32]>);
 
 impl PresharedKey {
@@ -184,6 +206,7 @@ impl fmt::Debug for PresharedKey {
 }
 
 /// The key with which a network signs its heads (Ed25519, RFC 8032). Wiped when dropped.
+#[derive(ZeroizeOnDrop)]
 pub struct SigningKey(ed25519_dalek::SigningKey);
 
 impl SigningKey {

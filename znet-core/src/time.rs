@@ -1,7 +1,7 @@
 //! Wall-clock instants, handed in by whoever owns a clock.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,17 @@ impl Timestamp {
     }
 }
 
+/// What RFC 3339 can write: the seconds before the year 10000.
+const RFC3339_END_SECS: u64 = 253_402_300_800;
+
+/// RFC 3339, in UTC and whole seconds; "the end of time" for what that form cannot hold.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ms", self.0)
+        let secs = self.0 / 1000;
+        if secs >= RFC3339_END_SECS {
+            return f.write_str("the end of time");
+        }
+        let instant = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+        fmt::Display::fmt(&humantime::format_rfc3339_seconds(instant), f)
     }
 }

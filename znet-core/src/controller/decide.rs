@@ -1,5 +1,6 @@
 //! The decisions: what a command leads to, given the state. Nothing here changes anything.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -72,10 +73,9 @@ impl Network {
             Command::Configure { reserved, rest } => self.configure(reserved, *rest),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
-                let conf = NetworkConf {
-                    epoch: Epoch::new(self.conf().epoch.get().saturating_add(1)),
-                    ..self.conf().clone()
-                };
+                let after = self.conf().epoch.get().saturating_add(1);
+                let conf =
+                    NetworkConf { epoch: Epoch::new(after.max(now.as_millis())), ..self.conf().clone() };
                 Ok(Decision { changes: vec![StateChange::Put(Row::Network(conf))], reply: Reply::Done })
             }
         }
@@ -98,6 +98,9 @@ impl Network {
             let node = self.node(&container.record.node).map_or_else(|| name.clone(), |n| n.name.clone());
             return Err(Rejection::NameTaken { name: name.clone(), node });
         }
+        if let Some(public_key) = public_key.filter(|key| !key.is_usable()) {
+            return Err(Rejection::UnusableKey { public_key });
+        }
         let holder = public_key.and_then(|key| self.container_by_key(&key));
         if let Some(holder) = holder.filter(|holder| holder.record.name != *name) {
             return Err(Rejection::KeyTaken { holder: holder.record.name.clone() });
@@ -111,11 +114,12 @@ impl Network {
             (None, None) => Vec::new(),
         };
         let chosen = self.choose_addresses(name, addresses, &held, now)?;
-        let private_key = public_key.is_none().then(|| PrivateKey::generate(rng));
-        let public_key = match (&private_key, public_key) {
-            (Some(private_key), _) => private_key.public_key(),
-            (None, Some(public_key)) => public_key,
-            (None, None) => return Err(Rejection::UnknownContainer { name: name.clone() }),
+        let (public_key, private_key) = match public_key {
+            Some(public_key) => (public_key, None),
+            None => {
+                let private_key = PrivateKey::generate(rng);
+                (private_key.public_key(), Some(private_key))
+            }
         };
         let id = existing.map_or(self.conf().next_container, |container| container.record.id);
         let record = record_of(id, name, node, public_key, &chosen);
@@ -124,21 +128,21 @@ impl Network {
         if existing == Some(&container) {
             return Ok(Decision::nothing(reply));
         }
-        let mut changes = self.clear_rested(now);
-        changes.extend(self.end_rest_of(&chosen));
-        if let Some(old) = existing {
-            let given_up = old.record.addresses().filter(|address| !chosen.contains(address));
-            changes.extend(self.rest_released(name, given_up, now));
-        } else {
+        let mut changes = self.end_rests(&chosen, now);
+        if existing.is_none() {
             let next = ContainerId::new(self.conf().next_container.get().saturating_add(1));
             let conf = NetworkConf { next_container: next, ..self.conf().clone() };
             changes.push(StateChange::Put(Row::Network(conf)));
         }
         changes.push(StateChange::Put(Row::Container(container)));
+        // After the container has let go of them: what somebody has cannot rest.
+        let old = existing.into_iter().flat_map(|old| old.record.addresses());
+        changes.extend(self.rest_released(name, old.filter(|address| !chosen.contains(address)), now));
         Ok(Decision { changes, reply })
     }
 
-    /// One address of each family that the network has: the explicit one, else the one held, else the lowest free.
+    /// One address of each family that the network has: the explicit one, else the one held, else the lowest free. What
+    /// the name's own container or reservation has, it may have in both roles.
     fn choose_addresses(
         &self,
         name: &Name,
@@ -163,7 +167,7 @@ impl Network {
             let kept = held.iter().find(same_family).copied();
             let address = match (wanted, kept) {
                 (None, Some(kept)) => kept,
-                (Some(wanted), kept) if Some(wanted) == kept => wanted,
+                (Some(wanted), _) if self.holder(&wanted) == Some(name) => wanted,
                 (Some(wanted), _) => {
                     pool.check_explicit(wanted, now)
                         .map_err(|error| self.explicit_rejection(wanted, error, name))?;
@@ -195,7 +199,7 @@ impl Network {
         containers: impl IntoIterator<Item = &'a Container>,
         now: Timestamp,
     ) -> Decision {
-        let mut changes = self.clear_rested(now);
+        let mut changes = self.end_rests(&[], now);
         let mut removed = Vec::new();
         for container in containers {
             let record = &container.record;
@@ -226,10 +230,9 @@ impl Network {
             self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
         let given_up = old.into_iter().flat_map(|r| r.addresses.clone());
         let given_up = given_up.filter(|address| !chosen.contains(address) && !in_use.contains(address));
-        let mut changes = self.clear_rested(now);
-        changes.extend(self.end_rest_of(&chosen));
+        let mut changes = self.end_rests(&chosen, now);
         changes.push(StateChange::Put(Row::Reservation(reservation)));
-        changes.extend(self.rests(given_up, now));
+        changes.extend(self.let_rest(given_up, now));
         Ok(Decision { changes, reply })
     }
 
@@ -238,8 +241,9 @@ impl Network {
         let in_use: Vec<IpAddr> =
             self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
         let mut changes = vec![StateChange::Remove(RowKey::Reservation(name.clone()))];
-        changes
-            .extend(self.rests(reservation.addresses.iter().copied().filter(|a| !in_use.contains(a)), now));
+        changes.extend(
+            self.let_rest(reservation.addresses.iter().copied().filter(|a| !in_use.contains(a)), now),
+        );
         Decision { changes, reply: Reply::Done }
     }
 
@@ -259,10 +263,10 @@ impl Network {
         now: Timestamp,
     ) -> impl Iterator<Item = StateChange> + 'a {
         let reserved = self.reservation(name).map(|r| r.addresses.as_slice()).unwrap_or_default();
-        self.rests(released.filter(|address| !reserved.contains(address)), now)
+        self.let_rest(released.filter(|address| !reserved.contains(address)), now)
     }
 
-    fn rests<'a>(
+    fn let_rest<'a>(
         &'a self,
         released: impl Iterator<Item = IpAddr> + 'a,
         now: Timestamp,
@@ -271,16 +275,13 @@ impl Network {
         released.map(move |address| StateChange::Put(Row::Resting(Resting { address, until })))
     }
 
-    /// Rest rows of addresses that are given away now: an address is held or rests, never both.
-    fn end_rest_of<'a>(&'a self, chosen: &'a [IpAddr]) -> impl Iterator<Item = StateChange> + 'a {
-        let resting = chosen.iter().filter(|address| self.rests_now(address));
-        resting.map(|address| StateChange::Remove(RowKey::Resting(*address)))
-    }
-
-    /// Clears away a few addresses whose rest is over, so that the store does not keep them for ever.
-    pub(super) fn clear_rested(&self, now: Timestamp) -> Vec<StateChange> {
+    /// Ends the rest of addresses that are given away now, as an address is held or rests, never both; and of a few whose
+    /// rest is over, so that the store does not keep them for ever.
+    fn end_rests(&self, chosen: &[IpAddr], now: Timestamp) -> Vec<StateChange> {
         let rested = self.pools().iter().flat_map(|pool| pool.rested(now).take(RESTED_CLEARED_AT_ONCE));
-        rested.map(|address| StateChange::Remove(RowKey::Resting(address))).collect()
+        let given = chosen.iter().copied().filter(|address| self.rests(address));
+        let ended: BTreeSet<IpAddr> = rested.chain(given).collect();
+        ended.into_iter().map(|address| StateChange::Remove(RowKey::Resting(address))).collect()
     }
 }
 

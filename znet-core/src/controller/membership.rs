@@ -1,6 +1,6 @@
 //! Decisions about who belongs to the network: tokens and nodes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rand_core::CryptoRng;
 
@@ -24,8 +24,13 @@ impl Network {
         now: Timestamp,
         rng: &mut R,
     ) -> Result<Decision, Rejection> {
+        let mut changes = Vec::new();
         if self.tokens().len() >= MAX_TOKENS {
-            return Err(Rejection::Full { what: "tokens", bound: MAX_TOKENS });
+            // Tokens are kept after their time so that operators see what became of them, but not in the way of new ones.
+            let dead = self.tokens().filter(|token| check_token(token, now).is_err());
+            let oldest = dead.min_by_key(|token| (token.created, token.id));
+            let oldest = oldest.ok_or(Rejection::Full { what: "valid tokens", bound: MAX_TOKENS })?;
+            changes.push(StateChange::Remove(RowKey::Token(oldest.id)));
         }
         let holder =
             self.tokens().find(|token| label.is_some() && token.label.as_ref() == label && !token.revoked);
@@ -45,7 +50,8 @@ impl Network {
             created: now,
         };
         let reply = Reply::Token { id: token.id, secret };
-        Ok(Decision { changes: vec![StateChange::Put(Row::Token(token))], reply })
+        changes.push(StateChange::Put(Row::Token(token)));
+        Ok(Decision { changes, reply })
     }
 
     pub(super) fn revoke_token(&self, id: TokenId) -> Result<Decision, Rejection> {
@@ -150,7 +156,26 @@ fn check_endpoints(endpoints: &[SocketAddr]) -> Result<(), Rejection> {
     if endpoints.len() > MAX_ENDPOINTS {
         return Err(Rejection::TooManyEndpoints { got: endpoints.len() });
     }
-    Ok(())
+    let unusable = endpoints.iter().find_map(|endpoint| Some((*endpoint, unusable_because(endpoint)?)));
+    match unusable {
+        Some((endpoint, why)) => Err(Rejection::UnusableEndpoint { endpoint, why }),
+        None => Ok(()),
+    }
+}
+
+/// Why no other node can send to an endpoint. All members would try, so nobody may name a group of receivers either.
+fn unusable_because(endpoint: &SocketAddr) -> Option<&'static str> {
+    let ip = endpoint.ip().to_canonical();
+    match endpoint {
+        _ if endpoint.port() == 0 => Some("port 0 is no port"),
+        _ if ip.is_unspecified() => Some("it names no address; give the one at which others reach this node"),
+        _ if ip.is_multicast() => Some("it is a multicast address"),
+        _ if ip == IpAddr::V4(Ipv4Addr::BROADCAST) => Some("it is a broadcast address"),
+        SocketAddr::V6(v6) if v6.scope_id() != 0 || v6.flowinfo() != 0 => {
+            Some("a zone has a meaning on one machine only; give an address without one")
+        }
+        _ => None,
+    }
 }
 
 fn check_token(token: &Token, now: Timestamp) -> Result<(), Rejection> {

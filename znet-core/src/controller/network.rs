@@ -22,7 +22,7 @@ use crate::time::Timestamp;
 pub const MAX_NODES: usize = 100_000;
 /// Most containers of one network.
 pub const MAX_CONTAINERS: usize = 1_000_000;
-/// Most join tokens of one network, revoked and used-up ones included.
+/// Most join tokens of one network. Revoked, expired and used-up ones are kept as long as there is room.
 pub const MAX_TOKENS: usize = 10_000;
 /// Most reservations of one network.
 pub const MAX_RESERVATIONS: usize = 100_000;
@@ -93,6 +93,7 @@ impl Network {
     /// [`Corrupt`] when the rows contradict each other.
     pub fn from_rows(revision: Revision, rows: impl IntoIterator<Item = Row>) -> Result<Self, Corrupt> {
         let rows: Vec<Row> = rows.into_iter().collect();
+        let count = rows.len();
         let conf = rows.iter().find_map(|row| match row {
             Row::Network(conf) => Some(conf.clone()),
             _ => None,
@@ -122,6 +123,9 @@ impl Network {
             rows.into_iter().partition(|row| matches!(row, Row::Reservation(_)));
         for row in reservations.into_iter().chain(others) {
             network.put(row);
+        }
+        if network.rows().count() != count {
+            return Err(Corrupt { what: "a row is there twice, or an address is held and rests".to_owned() });
         }
         network.check()?;
         Ok(network)
@@ -251,7 +255,7 @@ impl Network {
         &self.pools
     }
 
-    pub(super) fn rests_now(&self, address: &IpAddr) -> bool {
+    pub(super) fn rests(&self, address: &IpAddr) -> bool {
         self.resting.contains_key(address)
     }
 
@@ -393,6 +397,12 @@ impl Network {
         if self.container_by_key.len() != count {
             return corrupt("two containers have one public key".to_owned());
         }
+        if self.node_by_name.len() != self.nodes.len() {
+            return corrupt("two nodes have one name".to_owned());
+        }
+        if self.token_by_hash.len() != self.tokens.len() {
+            return corrupt("two tokens have one secret".to_owned());
+        }
         for container in self.containers.values() {
             let record = &container.record;
             if !self.nodes.contains_key(&record.node) {
@@ -407,13 +417,24 @@ impl Network {
                     record.name
                 ));
             }
-            for address in record.addresses() {
-                if self.holders.get(&address) != Some(&record.name) {
-                    return corrupt(format!(
-                        "address {address} of container {} is another's too",
-                        record.name
-                    ));
-                }
+            self.check_held(&record.name, record.addresses())?;
+        }
+        if let Some(address) = self.resting.keys().find(|address| self.holders.contains_key(*address)) {
+            return corrupt(format!("address {address} is held and rests"));
+        }
+        for reservation in self.reservations.values() {
+            self.check_held(&reservation.name, reservation.addresses.iter().copied())?;
+        }
+        Ok(())
+    }
+
+    fn check_held(&self, name: &Name, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Corrupt> {
+        for address in addresses {
+            if self.holders.get(&address) != Some(name) {
+                return Err(Corrupt { what: format!("address {address} of {name} is another's too") });
+            }
+            if !self.pools.iter().any(|pool| pool.prefix().contains(&address)) {
+                return Err(Corrupt { what: format!("address {address} of {name} is outside the prefixes") });
             }
         }
         Ok(())

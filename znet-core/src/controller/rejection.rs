@@ -1,10 +1,11 @@
 //! Why a controller says no. Every variant names what was asked for and what helps.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use crate::id::{NodeId, TokenId};
+use crate::key::PublicKey;
 use crate::map::MAX_ENDPOINTS;
 use crate::name::Name;
 use crate::time::Timestamp;
@@ -66,6 +67,14 @@ pub enum Rejection {
         /// Number given.
         got: usize,
     },
+    /// An endpoint to which no other node could send.
+    #[error("endpoint {endpoint} cannot be reached from other nodes: {why}")]
+    UnusableEndpoint {
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// What is wrong with it and what would do.
+        why: &'static str,
+    },
     /// Another node has a container of this name.
     #[error("the name {name} is taken by a container on node {node}; detach that one or choose another name")]
     NameTaken {
@@ -126,6 +135,14 @@ pub enum Rejection {
         /// The container that has it.
         holder: Name,
     },
+    /// No session can be made with this public key.
+    #[error(
+        "the public key {public_key} is no usable Curve25519 key; make a pair with a WireGuard tool, or leave the key out"
+    )]
+    UnusableKey {
+        /// The key given.
+        public_key: PublicKey,
+    },
     /// Two prefixes or ranges of one network overlap.
     #[error("{first} and {second} overlap; the prefixes of one network must not")]
     OverlappingPrefixes {
@@ -176,6 +193,7 @@ impl Rejection {
             Self::LabelTaken { .. } => "label_taken",
             Self::UnknownNode { .. } => "unknown_node",
             Self::TooManyEndpoints { .. } => "too_many_endpoints",
+            Self::UnusableEndpoint { .. } => "unusable_endpoint",
             Self::NameTaken { .. } => "name_taken",
             Self::UnknownContainer { .. } => "unknown_container",
             Self::OutsidePrefix { .. } => "outside_prefix",
@@ -185,6 +203,7 @@ impl Rejection {
             Self::TooManyAddresses { .. } => "too_many_addresses",
             Self::Exhausted { .. } => "exhausted",
             Self::KeyTaken { .. } => "key_taken",
+            Self::UnusableKey { .. } => "unusable_key",
             Self::OverlappingPrefixes { .. } => "overlapping_prefixes",
             Self::TooManyPrefixes { .. } => "too_many_prefixes",
             Self::UnusablePrefix { .. } => "unusable_prefix",

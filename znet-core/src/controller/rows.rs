@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
 use crate::map::{self, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
@@ -74,7 +74,7 @@ pub enum NodeLifetime {
 }
 
 /// The secret of a join token: 32 random bytes. Wiped when dropped and never stored, only its hash is.
-#[derive(Clone)]
+#[derive(Clone, ZeroizeOnDrop)]
 pub struct TokenSecret(Zeroizing<[u8; 32]>);
 
 impl TokenSecret {
@@ -112,7 +112,7 @@ impl fmt::Debug for TokenSecret {
 pub struct Token {
     /// Its handle.
     pub id: TokenId,
-    /// A name that tooling gave it, so that it can find it again; unique among the tokens that have one.
+    /// A name that tooling gave it, so that it can find it again; unique among the tokens that were not revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<Name>,
     /// [`TokenSecret::hash`] of its secret.
