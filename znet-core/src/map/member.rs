@@ -1,5 +1,7 @@
 //! The agent's side of the map: believe only what verifies, never go back, ask for a snapshot when in doubt.
 
+use std::cmp::Ordering;
+
 use super::digest::SetHash;
 use super::head::{Head, SignedHead};
 use super::record::Record;
@@ -40,6 +42,16 @@ pub enum Refusal {
         /// The revision applied.
         applied: Revision,
     },
+    /// The head is of the position that was applied last, but signs another map.
+    #[error(
+        "the network's key signed two different maps as revision {revision} of epoch {epoch}; if the controller was restored from a backup, an operator has to start a new epoch"
+    )]
+    Equivocation {
+        /// The epoch of both heads.
+        epoch: Epoch,
+        /// The revision of both heads.
+        revision: Revision,
+    },
     /// The delta does not start where this member stands.
     #[error("the delta leads from revision {from} to {to}, but revision {applied} is applied here")]
     Gap {
@@ -67,8 +79,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether a snapshot from the same controller can mend this. A bad signature, a foreign network and an older
-    /// head cannot be mended by more data from whoever sent them.
+    /// Whether a snapshot from the same controller can mend this. A bad signature, a foreign network, an older head and
+    /// a second map of one revision cannot be mended by more data from whoever sent them.
     pub fn wants_snapshot(&self) -> bool {
         matches!(self, Self::Gap { .. } | Self::HeadMismatch { .. } | Self::Digest { .. })
     }
@@ -130,12 +142,19 @@ impl Member {
         Ok(changes)
     }
 
-    /// Applies a delta. Its price is that of its records, not of the map.
+    /// Applies a delta. Its price is that of its records, not of the map. Delivered again it is not even looked at: the
+    /// map that its head signs is the one that stands here.
+    ///
+    /// A delta never leads into a new epoch, because the revisions of two epochs do not count from one history: the first
+    /// map of an epoch comes as a snapshot.
     ///
     /// # Errors
     /// A [`Refusal`]: as for a snapshot, or the delta does not start at the revision applied here.
     pub fn apply_delta(&mut self, delta: &Delta, signed: &SignedHead) -> Result<(), Refusal> {
         self.check_head(signed)?;
+        if self.head.is_some_and(|applied| applied.head == signed.head) {
+            return Ok(());
+        }
         if delta.to != signed.head.revision {
             return Err(Refusal::HeadMismatch { to: delta.to, head: signed.head.revision });
         }
@@ -177,18 +196,22 @@ impl Member {
     }
 
     fn check_head(&self, signed: &SignedHead) -> Result<(), Refusal> {
-        let Head { network, epoch, revision, .. } = signed.head;
+        let Head { network, epoch, revision, digest } = signed.head;
         if network != self.network {
             return Err(Refusal::ForeignNetwork { expected: self.network, got: network });
         }
         if !signed.verifies(&self.key) {
             return Err(Refusal::Signature { revision });
         }
-        match self.position() {
-            Some((applied_epoch, applied)) if (epoch, revision) < (applied_epoch, applied) => {
-                Err(Refusal::Older { epoch, revision, applied_epoch, applied })
-            }
-            _ => Ok(()),
+        let Some(Head { epoch: applied_epoch, revision: applied, digest: applied_digest, .. }) =
+            self.head.map(|signed| signed.head)
+        else {
+            return Ok(());
+        };
+        match (epoch, revision).cmp(&(applied_epoch, applied)) {
+            Ordering::Less => Err(Refusal::Older { epoch, revision, applied_epoch, applied }),
+            Ordering::Equal if digest != applied_digest => Err(Refusal::Equivocation { epoch, revision }),
+            Ordering::Equal | Ordering::Greater => Ok(()),
         }
     }
 }

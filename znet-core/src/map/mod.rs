@@ -158,11 +158,17 @@ impl Map {
 
     /// The steps that lead from this map to `new`: `self` with all of them applied equals `new`.
     pub fn diff(&self, new: &Self) -> Vec<Change> {
-        let gone =
-            self.records().map(|old| old.key()).filter(|key| new.get(*key).is_none()).map(Change::Remove);
-        let put =
-            new.records().filter(|record| self.get(record.key()).as_ref() != Some(record)).map(Change::Put);
-        gone.chain(put).collect()
+        let mut changes = Vec::new();
+        match (&self.network, &new.network) {
+            (Some(_), None) => changes.push(Change::Remove(RecordKey::Network)),
+            (old, Some(record)) if old.as_ref() != Some(record) => {
+                changes.push(Change::Put(Record::Network(record.clone())));
+            }
+            _ => {}
+        }
+        diff_kind(&self.nodes, &new.nodes, RecordKey::Node, Record::Node, &mut changes);
+        diff_kind(&self.containers, &new.containers, RecordKey::Container, Record::Container, &mut changes);
+        changes
     }
 
     /// The set hash over all records, computed anew; its price grows with the map.
@@ -176,6 +182,20 @@ impl Map {
     pub fn addresses(&self, id: ContainerId) -> impl Iterator<Item = IpAddr> + '_ {
         self.container(id).into_iter().flat_map(ContainerRecord::addresses)
     }
+}
+
+/// The steps between the records of one kind. Only what differs is cloned.
+fn diff_kind<K: Ord + Copy, V: PartialEq + Clone>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    key: fn(K) -> RecordKey,
+    record: fn(V) -> Record,
+    changes: &mut Vec<Change>,
+) {
+    let gone = old.keys().filter(|id| !new.contains_key(id));
+    changes.extend(gone.map(|id| Change::Remove(key(*id))));
+    let put = new.iter().filter(|(id, value)| old.get(id) != Some(value));
+    changes.extend(put.map(|(_, value)| Change::Put(record(value.clone()))));
 }
 
 impl FromIterator<Record> for Map {

@@ -111,7 +111,7 @@ impl Record {
             Self::Node(r) => {
                 out.byte(2).bytes(r.id.as_bytes()).text(r.name.as_str()).length(r.endpoints.len());
                 for endpoint in &r.endpoints {
-                    out.address(endpoint.ip()).bytes(&endpoint.port().to_be_bytes());
+                    out.endpoint(endpoint);
                 }
             }
             Self::Container(r) => {
@@ -148,10 +148,16 @@ impl Canonical {
         self.length(text.len()).bytes(text.as_bytes())
     }
 
-    fn address(&mut self, address: IpAddr) -> &mut Self {
-        match address {
-            IpAddr::V4(a) => self.byte(4).bytes(&a.octets()),
-            IpAddr::V6(a) => self.byte(6).bytes(&a.octets()),
-        }
+    fn endpoint(&mut self, endpoint: &SocketAddr) -> &mut Self {
+        match endpoint {
+            SocketAddr::V4(v4) => self.byte(4).bytes(&v4.ip().octets()),
+            // No controller admits a flow label or a zone, but a head must tell apart whatever a record can hold.
+            SocketAddr::V6(v6) => self
+                .byte(6)
+                .bytes(&v6.ip().octets())
+                .bytes(&v6.flowinfo().to_be_bytes())
+                .bytes(&v6.scope_id().to_be_bytes()),
+        };
+        self.bytes(&endpoint.port().to_be_bytes())
     }
 }
