@@ -133,48 +133,55 @@ pub fn plan(desired: &BTreeMap<DeviceKey, Desired>, observed: &BTreeMap<DeviceKe
     let mut steps = Vec::new();
     for (key, is) in observed {
         let exists = is.link.is_some() || is.service.is_some();
-        let half = is.link.is_some() != is.service.as_ref().is_some_and(|service| !service.gone);
+        if !exists || (whole(is).is_some() && desired.contains_key(key)) {
+            continue;
+        }
         // Half a device cannot be mended: the descriptor and the link were made together.
-        if exists && (half || !desired.contains_key(key)) {
-            steps.push(Step::Remove(*key));
+        steps.push(Step::Remove(*key));
+    }
+    let whole_of = |key: &DeviceKey| observed.get(key).and_then(whole);
+    for (key, should) in desired {
+        if let Some((link, _)) = whole_of(key) {
+            take_off(*key, should, link, &mut steps);
         }
     }
     for (key, should) in desired {
-        let nothing = Observed::default();
-        let is = observed.get(key).unwrap_or(&nothing);
-        match (&is.link, &is.service) {
-            (Some(link), Some(service)) if !service.gone => mend(*key, should, link, service, &mut steps),
-            _ => build(*key, should, &mut steps),
+        match whole_of(key) {
+            Some((link, service)) => {
+                put_on(*key, should, link, &mut steps);
+                if !serves(service, should) {
+                    steps.push(Step::Serve(*key));
+                }
+            }
+            None => {
+                steps.push(Step::MakeLink(*key));
+                put_on(*key, should, &ObservedLink::default(), &mut steps);
+                steps.push(Step::Serve(*key));
+            }
         }
     }
     steps
 }
 
-fn build(key: DeviceKey, should: &Desired, steps: &mut Vec<Step>) {
-    steps.push(Step::MakeLink(key));
-    mend_link(key, should, &ObservedLink::default(), steps);
-    steps.push(Step::Serve(key));
+/// Both sides of a device that has both and works.
+fn whole(is: &Observed) -> Option<(&ObservedLink, &ObservedService)> {
+    is.link.as_ref().zip(is.service.as_ref().filter(|service| !service.gone))
 }
 
-fn mend(
-    key: DeviceKey,
-    should: &Desired,
-    link: &ObservedLink,
-    service: &ObservedService,
-    steps: &mut Vec<Step>,
-) {
-    mend_link(key, should, link, steps);
-    let same = service.public_key == should.public_key && service.addresses == should.addresses;
-    if !same || service.mtu != should.mtu {
-        steps.push(Step::Serve(key));
-    }
+fn serves(service: &ObservedService, should: &Desired) -> bool {
+    service.public_key == should.public_key
+        && service.addresses == should.addresses
+        && service.mtu == should.mtu
 }
 
-fn mend_link(key: DeviceKey, should: &Desired, link: &ObservedLink, steps: &mut Vec<Step>) {
+fn take_off(key: DeviceKey, should: &Desired, link: &ObservedLink, steps: &mut Vec<Step>) {
     steps.extend(link.routes.difference(&should.routes).map(|route| Step::RemoveRoute(key, *route)));
     steps.extend(
         link.addresses.difference(&should.addresses).map(|address| Step::RemoveAddress(key, *address)),
     );
+}
+
+fn put_on(key: DeviceKey, should: &Desired, link: &ObservedLink, steps: &mut Vec<Step>) {
     if link.mtu != should.mtu {
         steps.push(Step::SetMtu(key, should.mtu));
     }
@@ -244,7 +251,11 @@ mod tests {
         let should = desired.get(&step.device());
         match step {
             Step::Remove(_) => *device = Observed::default(),
-            Step::MakeLink(_) => device.link = Some(ObservedLink::default()),
+            Step::MakeLink(_) => {
+                // The name of a link that is still there would be taken, and the engine would still serve the old one.
+                assert_eq!(*device, Observed::default(), "{step}");
+                device.link = Some(ObservedLink::default());
+            }
             Step::Serve(_) => {
                 let should = should.unwrap();
                 device.service = Some(ObservedService {
@@ -278,7 +289,33 @@ mod tests {
             }
             prop_assert_eq!(plan(&desired, &host), vec![]);
             for (key, device) in &host {
-                prop_assert_eq!(desired.contains_key(key), device.link.is_some());
+                let Some(should) = desired.get(key) else {
+                    prop_assert_eq!(device, &Observed::default());
+                    continue;
+                };
+                let link = device.link.as_ref().unwrap();
+                prop_assert_eq!(&link.addresses, &should.addresses);
+                prop_assert_eq!(&link.routes, &should.routes);
+                prop_assert_eq!((link.mtu, link.up), (should.mtu, true));
+                prop_assert!(serves(device.service.as_ref().unwrap(), should));
+            }
+            prop_assert!(desired.keys().all(|key| host.contains_key(key)));
+        }
+
+        #[test]
+        fn a_plan_removes_before_it_adds_and_each_of_its_steps_changes_something(
+            desired in btree_map(key(), desired(), 0..5),
+            mut host in btree_map(key(), observed(), 0..5),
+        ) {
+            let removes =
+                |step: &Step| matches!(step, Step::Remove(_) | Step::RemoveAddress(..) | Step::RemoveRoute(..));
+            let steps = plan(&desired, &host);
+            let added = steps.iter().skip_while(|step| removes(step));
+            prop_assert!(added.clone().all(|step| !removes(step)));
+            for step in &steps {
+                let before = host.clone();
+                carry_out(&mut host, &desired, step);
+                prop_assert_ne!(&host, &before, "{}", step);
             }
         }
 
