@@ -1,0 +1,700 @@
+//! The controller against its model, its own rows, and an agent that follows every delta.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha20Rng;
+use znet_core::controller::{
+    Command, Container, Decision, MAX_TOKENS, Network, NewNetwork, NodeLifetime, Rejection, Reply, Row,
+    RowKey, StateChange, Token, TokenSecret,
+};
+use znet_core::id::{NodeId, Revision, TokenId};
+use znet_core::key::{PrivateKey, PublicKey};
+use znet_core::map::{ContainerRecord, Member};
+use znet_core::name::Name;
+use znet_core::time::Timestamp;
+
+use crate::controller_model::{Code, Model, ModelToken};
+use crate::generate::{NETWORK, signing_key};
+
+const PREFIX6: &str = "fd00:a:b::/48";
+/// Six addresses for containers: random ones exhaust it often.
+const PREFIX4: &str = "10.0.0.0/29";
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn node(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 32])
+}
+
+/// A key that a node could have made; zero is one that none could.
+fn key(n: u8) -> PublicKey {
+    match n {
+        0 => PublicKey::from_bytes([0; 32]),
+        n => PrivateKey::from_bytes([n; 32]).public_key(),
+    }
+}
+
+fn at(secs: u64) -> Timestamp {
+    Timestamp::from_millis(secs * 1000)
+}
+
+fn new_network(rng: &mut ChaCha20Rng) -> Vec<StateChange> {
+    let new = NewNetwork {
+        name: name("acme"),
+        prefixes: vec![PREFIX6.parse().unwrap(), PREFIX4.parse().unwrap()],
+        reserved: Vec::new(),
+        rest: None,
+    };
+    Network::create(NETWORK, &new, at(0), rng).unwrap()
+}
+
+/// A command, with tokens by the order in which they were made.
+#[derive(Clone, Debug)]
+enum Act {
+    Wait(u64),
+    CreateToken { label: Option<Name>, uses: Option<u32>, expires_in: Option<u64>, lifetime: NodeLifetime },
+    Revoke(Option<usize>),
+    Join { token: Option<Option<usize>>, node: u8, name: Name, endpoints: Vec<SocketAddr> },
+    SetEndpoints { node: u8, endpoints: Vec<SocketAddr> },
+    Attach { node: u8, name: Name, addresses: Vec<IpAddr>, key: Option<u8> },
+    Detach { node: u8, name: Name },
+    RemoveNode(u8),
+    RemoveContainer(Name),
+    Reserve { name: Name, addresses: Vec<IpAddr> },
+    Unreserve(Name),
+    Configure { reserved: Vec<IpNet>, rest_secs: u64 },
+    Collect(Vec<u8>),
+    NewEpoch,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let names = || prop::sample::select(vec!["a", "b", "c", "d", "e"]).prop_map(name);
+    let nodes = || 0u8..3;
+    let endpoints = || {
+        let endpoint = prop_oneof![
+            9 => (0u8..2).prop_map(|n| SocketAddr::from(([192, 0, 2, n], 51820))),
+            1 => Just(SocketAddr::from(([192, 0, 2, 1], 0))),
+        ];
+        prop_oneof![
+            9 => prop::collection::vec(endpoint, 0..2),
+            1 => Just(vec![SocketAddr::from(([192, 0, 2, 1], 1)); 9]),
+        ]
+    };
+    let address = prop_oneof![
+        6 => (0u8..8).prop_map(|n| IpAddr::from([10, 0, 0, n])),
+        3 => (0u16..6).prop_map(|n| IpAddr::from([0xfd00, 0xa, 0xb, 0, 0, 0, 0, n])),
+        1 => Just(IpAddr::from([10, 9, 9, 9])),
+    ];
+    let addresses = prop_oneof![
+        3 => Just(Vec::new()),
+        2 => prop::collection::vec(address, 1..3),
+    ];
+    let lifetimes = prop_oneof![Just(NodeLifetime::Lasting), Just(NodeLifetime::Ephemeral)];
+    let reserved = prop::sample::subsequence(
+        vec!["10.0.0.2/31", "10.0.0.0/30", "10.0.0.5/32", "fd00:a:b::/126", "10.8.0.0/24"],
+        0..3,
+    );
+    let reserved =
+        reserved.prop_map(|texts| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>());
+    let index = any::<usize>;
+    let tokens =
+        prop_oneof![1 => Just(None), 1 => Just(Some(None)), 12 => index().prop_map(|i| Some(Some(i)))];
+    let attach = (nodes(), names(), addresses.clone(), prop::option::of(0u8..5));
+    prop_oneof![
+        4 => (1u64..400).prop_map(Act::Wait),
+        2 => (prop::option::of(names()), prop::option::of(0u32..3), prop::option::of(0u64..900), lifetimes).prop_map(
+            |(label, uses, expires_in, lifetime)| Act::CreateToken { label, uses, expires_in, lifetime }
+        ),
+        1 => prop::option::of(index()).prop_map(Act::Revoke),
+        5 => (tokens, nodes(), names(), endpoints()).prop_map(
+            |(token, node, name, endpoints)| Act::Join { token, node, name, endpoints }
+        ),
+        1 => (nodes(), endpoints()).prop_map(|(node, endpoints)| Act::SetEndpoints { node, endpoints }),
+        12 => attach.prop_map(
+            |(node, name, addresses, key)| Act::Attach { node, name, addresses, key }
+        ),
+        5 => (nodes(), names()).prop_map(|(node, name)| Act::Detach { node, name }),
+        1 => nodes().prop_map(Act::RemoveNode),
+        2 => names().prop_map(Act::RemoveContainer),
+        3 => (names(), addresses).prop_map(|(name, addresses)| Act::Reserve { name, addresses }),
+        2 => names().prop_map(Act::Unreserve),
+        1 => (reserved, prop::sample::select(vec![0u64, 100, 600])).prop_map(
+            |(reserved, rest_secs)| Act::Configure { reserved, rest_secs }
+        ),
+        1 => prop::collection::vec(nodes(), 0..4).prop_map(Act::Collect),
+        1 => Just(Act::NewEpoch),
+    ]
+}
+
+/// The real thing, its model, a store that keeps rows as a database would, and an agent.
+struct World {
+    rng: ChaCha20Rng,
+    now: Timestamp,
+    network: Network,
+    model: Model,
+    store: BTreeMap<RowKey, Row>,
+    member: Member,
+    tokens: Vec<(TokenId, TokenSecret)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let changes = new_network(&mut rng);
+        let rows = changes.iter().map(|change| match change {
+            StateChange::Put(row) => (row.key(), row.clone()),
+            StateChange::Remove(_) => panic!("a new network has nothing to remove"),
+        });
+        let store: BTreeMap<_, _> = rows.collect();
+        let network = Network::from_rows(Revision::new(1), store.values().cloned()).unwrap();
+        let model = Model {
+            prefixes: vec![PREFIX6.parse().unwrap(), PREFIX4.parse().unwrap()],
+            rest_millis: 600_000,
+            ..Model::default()
+        };
+        let mut member = Member::new(NETWORK, signing_key().verifying_key());
+        member.apply_snapshot(network.map().records(), &network.head().sign(&signing_key())).unwrap();
+        Self { rng, now: at(1_000), network, model, store, member, tokens: Vec::new() }
+    }
+
+    fn token(&self, index: Option<usize>) -> (TokenId, TokenSecret) {
+        let foreign = (TokenId::from_bytes([9; 8]), TokenSecret::from_bytes([9; 32]));
+        match index {
+            Some(index) if !self.tokens.is_empty() => self.tokens[index % self.tokens.len()].clone(),
+            _ => foreign,
+        }
+    }
+
+    /// Decides, and commits as a controller would: the store, then the state, then the members.
+    fn decide(&mut self, command: &Command) -> Result<Reply, Rejection> {
+        let before = self.network.clone();
+        let Decision { changes, reply } = self.network.decide(command, self.now, &mut self.rng)?;
+        assert_eq!(self.network, before, "a decision changes nothing");
+        if changes.is_empty() {
+            return Ok(reply);
+        }
+        for change in &changes {
+            match change {
+                StateChange::Put(row) => drop(self.store.insert(row.key(), row.clone())),
+                StateChange::Remove(key) => drop(self.store.remove(key)),
+            }
+        }
+        let delta = self.network.apply(&changes);
+        assert_eq!((delta.from, delta.to), (before.revision(), before.revision().next()));
+        assert_eq!(self.network.revision(), delta.to, "one revision for each decision");
+        let head = self.network.head().sign(&signing_key());
+        match self.member.apply_delta(&delta, &head) {
+            Ok(()) => {}
+            Err(refusal) if matches!(command, Command::NewEpoch) && refusal.wants_snapshot() => {
+                let records = self.network.map().records();
+                assert_eq!(
+                    self.member.apply_snapshot(records, &head),
+                    Ok(vec![]),
+                    "the same map, a new epoch"
+                );
+            }
+            Err(refusal) => panic!("an agent refused what the controller sent: {refusal}"),
+        }
+        Ok(reply)
+    }
+
+    fn act(&mut self, act: &Act) {
+        let now = self.now;
+        match act.clone() {
+            Act::Wait(secs) => self.now = now.plus(Duration::from_secs(secs)),
+            Act::CreateToken { label, uses, expires_in, lifetime } => {
+                let expires = expires_in.map(|secs| now.plus(Duration::from_secs(secs)));
+                let expected = self.model.create_token(label.as_ref());
+                let command = Command::CreateToken { label: label.clone(), uses, expires, lifetime };
+                let reply = self.decide(&command);
+                if let Some(Reply::Token { id, secret }) = same(reply, expected.map(drop)) {
+                    let token = ModelToken {
+                        secret: secret.clone(),
+                        label,
+                        uses_left: uses,
+                        expires,
+                        lifetime,
+                        revoked: false,
+                    };
+                    self.model.tokens.insert(id, token);
+                    self.tokens.push((id, secret));
+                }
+            }
+            Act::Revoke(index) => {
+                let (token, _) = self.token(index);
+                let expected = self.model.revoke(&token);
+                same(self.decide(&Command::RevokeToken { token }), expected);
+            }
+            Act::Join { token, node: n, name, endpoints } => {
+                let secret = token.map(|index| self.token(index).1);
+                let expected = self.model.join(secret.as_ref(), node(n), &name, &endpoints, now);
+                let reply = self.decide(&Command::Join { secret, node: node(n), name, endpoints });
+                if let Some(Reply::Joined { name }) = same(reply, expected.clone().map(drop)) {
+                    assert_eq!(Ok(name), expected);
+                }
+            }
+            Act::SetEndpoints { node: n, endpoints } => {
+                let expected = self.model.set_endpoints(node(n), &endpoints);
+                same(self.decide(&Command::SetEndpoints { node: node(n), endpoints }), expected);
+            }
+            Act::Attach { node: n, name, addresses, key: k } => {
+                self.attach(node(n), name, addresses, k.map(key));
+            }
+            Act::Detach { node: n, name } => {
+                let command = Command::Detach { node: node(n), name: name.clone() };
+                if self.model.containers.get(&name).is_some_and(|container| container.node == node(n)) {
+                    self.model.remove_container(&name, now);
+                }
+                same(self.decide(&command), Ok(()));
+                let again = self.network.decide(&command, now, &mut self.rng).unwrap();
+                assert_eq!(again.changes, vec![], "detach is idempotent");
+            }
+            Act::RemoveNode(n) => {
+                let expected = self.model.remove_node(&node(n), now);
+                same(self.decide(&Command::RemoveNode { node: node(n) }), expected);
+            }
+            Act::RemoveContainer(name) => {
+                let known = self.model.containers.contains_key(&name);
+                self.model.remove_container(&name, now);
+                let expected = if known { Ok(()) } else { Err("unknown_container") };
+                same(self.decide(&Command::RemoveContainer { name }), expected);
+            }
+            Act::Reserve { name, addresses } => {
+                let expected = self.model.reserve(&name, &addresses, now);
+                let command = Command::Reserve { name, addresses };
+                let reply = self.decide(&command);
+                if let Some(Reply::Reserved(reservation)) = same(reply, expected.clone().map(drop)) {
+                    assert_eq!(Ok(reservation.addresses), expected);
+                    let again = self.network.decide(&command, now, &mut self.rng).unwrap();
+                    assert_eq!(again.changes, vec![], "reserve is idempotent");
+                }
+            }
+            Act::Unreserve(name) => {
+                self.model.unreserve(&name, now);
+                same(self.decide(&Command::Unreserve { name }), Ok(()));
+            }
+            Act::Configure { reserved, rest_secs } => {
+                let expected = self.model.configure(&reserved, rest_secs * 1000);
+                let rest = Duration::from_secs(rest_secs);
+                same(self.decide(&Command::Configure { reserved, rest }), expected);
+            }
+            Act::Collect(nodes) => {
+                let absent: Vec<NodeId> = nodes.into_iter().map(node).collect();
+                self.model.collect(&absent, now);
+                same(self.decide(&Command::Collect { absent }), Ok(()));
+            }
+            Act::NewEpoch => {
+                let before = self.network.head().position();
+                same(self.decide(&Command::NewEpoch), Ok(()));
+                assert!(self.network.head().position() > before);
+            }
+        }
+    }
+
+    fn attach(&mut self, node: NodeId, name: Name, addresses: Vec<IpAddr>, public_key: Option<PublicKey>) {
+        let expected = self.model.attach(node, &name, &addresses, public_key, self.now);
+        let command = Command::Attach { node, name: name.clone(), addresses, public_key };
+        let Some(reply) = same(self.decide(&command), expected.clone().map(drop)) else { return };
+        let Reply::Attached { container, private_key } = reply else { panic!("another reply: {reply:?}") };
+        assert_eq!(Ok(container.addresses().collect()), expected);
+        let of_pair = private_key.as_ref().map(PrivateKey::public_key).or(public_key);
+        assert_eq!(Some(container.public_key), of_pair, "the private half belongs to the public one");
+        assert_eq!(private_key.is_some(), public_key.is_none());
+        let again = self.network.decide(&command, self.now, &mut self.rng).unwrap();
+        let Reply::Attached { container: same, .. } = again.reply else { panic!("another reply") };
+        assert_eq!(
+            (same.id, same.address6, same.address4),
+            (container.id, container.address6, container.address4)
+        );
+        if public_key.is_some() {
+            assert_eq!(again.changes, vec![], "attach is idempotent");
+        }
+    }
+
+    fn check(&mut self) {
+        self.check_model();
+        self.check_invariants();
+        // What a restart finds in the store is the state, down to what it would decide next.
+        let rows: Vec<Row> = self.network.rows().collect();
+        assert_eq!(rows.iter().map(|row| (row.key(), row.clone())).collect::<BTreeMap<_, _>>(), self.store);
+        let restarted = Network::from_rows(self.network.revision(), self.store.values().cloned()).unwrap();
+        assert_eq!(restarted, self.network);
+        let probe = Command::Reserve { name: name("probe"), addresses: vec![] };
+        let next = |network: &Network| {
+            let decision = network.decide(&probe, self.now, &mut ChaCha20Rng::seed_from_u64(1));
+            decision.map(|decision| decision.changes)
+        };
+        assert_eq!(next(&restarted), next(&self.network));
+        // What members were told is the map, and the hash that was kept up is the one computed anew.
+        assert_eq!(self.member.map(), self.network.map());
+        assert_eq!(self.network.map().set_hash(NETWORK).digest(), self.network.head().digest);
+    }
+
+    fn check_model(&self) {
+        let network = &self.network;
+        let nodes = network.nodes().map(|n| (n.id, n.name.clone(), n.endpoints.clone(), n.lifetime));
+        let expected =
+            self.model.nodes.iter().map(|(id, n)| (*id, n.name.clone(), n.endpoints.clone(), n.lifetime));
+        assert_eq!(nodes.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        let containers: BTreeMap<Name, (NodeId, Vec<IpAddr>)> = network
+            .containers()
+            .map(|c| (c.record.name.clone(), (c.record.node, c.record.addresses().collect())))
+            .collect();
+        let expected = self.model.containers.iter().map(|(n, c)| (n.clone(), (c.node, c.addresses.clone())));
+        assert_eq!(containers, expected.collect());
+        let reservations = network.reservations().map(|r| (r.name.clone(), r.addresses.clone()));
+        assert_eq!(reservations.collect::<BTreeMap<_, _>>(), self.model.reservations);
+        // Those whose rest is over may have been cleared away in the meantime.
+        let resting = network.resting().map(|r| (r.address, r.until)).filter(|(_, until)| *until > self.now);
+        let expected =
+            self.model.resting.iter().map(|(a, u)| (*a, *u)).filter(|(_, until)| *until > self.now);
+        assert_eq!(resting.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        for (id, expected) in &self.model.tokens {
+            let token = network.token(id).unwrap();
+            let left = token.max_uses.map(|uses| uses - token.used);
+            assert_eq!((left, token.revoked), (expected.uses_left, expected.revoked));
+            assert_eq!(token.secret_hash, expected.secret.hash());
+        }
+    }
+
+    fn check_invariants(&self) {
+        let records: Vec<&ContainerRecord> = self.network.containers().map(|c| &c.record).collect();
+        let distinct = |what: Vec<String>| what.iter().collect::<BTreeSet<_>>().len() == what.len();
+        assert!(distinct(records.iter().map(|r| r.public_key.to_string()).collect()));
+        assert!(distinct(records.iter().map(|r| r.name.to_string()).collect()));
+        let addresses: Vec<IpAddr> = records.iter().flat_map(|r| r.addresses()).collect();
+        assert!(distinct(addresses.iter().map(ToString::to_string).collect()));
+        assert!(self.network.resting().all(|resting| !addresses.contains(&resting.address)));
+        assert!(distinct(self.network.nodes().map(|n| n.name.to_string()).collect()));
+        for node in self.network.nodes() {
+            let on_it = self.network.containers_of(node.id).map(|c| c.record.id);
+            let expected = records.iter().filter(|r| r.node == node.id).map(|r| r.id);
+            assert_eq!(on_it.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        }
+    }
+}
+
+/// The reply, if both accepted; both have to say the same.
+#[track_caller]
+fn same(reply: Result<Reply, Rejection>, expected: Result<(), Code>) -> Option<Reply> {
+    assert_eq!(reply.as_ref().map(drop).map_err(Rejection::code), expected);
+    reply.ok()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_decides_as_its_model_does_and_store_state_and_members_agree_after_every_step(
+        acts in prop::collection::vec(act(), 1..60),
+    ) {
+        let mut world = World::new();
+        // A token and a node to begin with, so that no run ends before it has begun.
+        world.act(&Act::CreateToken { label: None, uses: None, expires_in: None, lifetime: NodeLifetime::Lasting });
+        let token = Some(Some(0));
+        world.act(&Act::Join { token, node: 0, name: name("n"), endpoints: vec![] });
+        for act in &acts {
+            world.act(act);
+            world.check();
+        }
+    }
+}
+
+/// A world in which node 0 is a member.
+fn world() -> World {
+    let mut world = World::new();
+    let token =
+        Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
+    let Ok(Reply::Token { secret, .. }) = world.decide(&token) else { panic!("no token") };
+    let join = Command::Join { secret: Some(secret), node: node(0), name: name("n"), endpoints: vec![] };
+    world.decide(&join).unwrap();
+    world
+}
+
+fn attach(world: &mut World, who: &str, addresses: &[&str]) -> Result<ContainerRecord, Rejection> {
+    let command = Command::Attach {
+        node: node(0),
+        name: name(who),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        public_key: None,
+    };
+    match world.decide(&command)? {
+        Reply::Attached { container, .. } => Ok(container),
+        other => panic!("another reply: {other:?}"),
+    }
+}
+
+fn reserve(world: &mut World, who: &str, addresses: &[&str]) -> Result<Vec<IpAddr>, Rejection> {
+    let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    match world.decide(&Command::Reserve { name: name(who), addresses })? {
+        Reply::Reserved(reservation) => Ok(reservation.addresses),
+        other => panic!("another reply: {other:?}"),
+    }
+}
+
+#[test]
+fn an_address_given_up_by_a_container_that_moved_rests_before_reuse() {
+    let mut world = world();
+    let old = attach(&mut world, "a", &[]).unwrap();
+    let moved = attach(&mut world, "a", &["10.0.0.5"]).unwrap();
+    assert_eq!((moved.id, moved.address6), (old.id, old.address6));
+    assert_ne!(attach(&mut world, "b", &[]).unwrap().address4, old.address4);
+    let given_up = old.address4.unwrap().to_string();
+    assert_eq!(attach(&mut world, "c", &[&given_up]).unwrap_err().code(), "address_resting");
+    world.now = world.now.plus(znet_core::controller::DEFAULT_REST);
+    assert_eq!(attach(&mut world, "d", &[]).unwrap().address4, old.address4);
+}
+
+#[test]
+fn a_container_and_a_reservation_of_one_name_can_exchange_addresses() {
+    let mut world = world();
+    reserve(&mut world, "a", &["10.0.0.3"]).unwrap();
+    let elsewhere = attach(&mut world, "a", &["10.0.0.5"]).unwrap();
+    // To what is reserved for it, though it is somewhere else now.
+    let home = attach(&mut world, "a", &["10.0.0.3"]).unwrap();
+    assert_eq!((home.id, home.address4), (elsewhere.id, Some([10, 0, 0, 3].into())));
+    // And the reservation to where the container is.
+    let moved = attach(&mut world, "a", &["10.0.0.6"]).unwrap();
+    let kept = reserve(&mut world, "a", &["10.0.0.6"]).unwrap();
+    assert_eq!(kept, moved.addresses().collect::<Vec<_>>());
+    assert_eq!(attach(&mut world, "b", &["10.0.0.6"]).unwrap_err().code(), "address_taken");
+    world.decide(&Command::RemoveContainer { name: name("a") }).unwrap();
+    assert_eq!(attach(&mut world, "a", &[]).unwrap().addresses().collect::<Vec<_>>(), kept);
+}
+
+#[test]
+fn an_exhausted_prefix_is_named_and_changes_nothing() {
+    let mut world = world();
+    for n in 0..6 {
+        attach(&mut world, &format!("c{n}"), &[]).unwrap();
+    }
+    let before = world.network.clone();
+    let rejection = attach(&mut world, "one-more", &[]).unwrap_err();
+    assert_eq!(rejection, Rejection::Exhausted { prefix: PREFIX4.parse().unwrap() });
+    assert!(rejection.to_string().contains(PREFIX4));
+    assert_eq!(world.network, before);
+    // An address that rests does not help, and one whose rest is over does.
+    world.decide(&Command::Detach { node: node(0), name: name("c3") }).unwrap();
+    assert_eq!(attach(&mut world, "one-more", &[]).unwrap_err().code(), "exhausted");
+    world.now = world.now.plus(znet_core::controller::DEFAULT_REST);
+    assert_eq!(attach(&mut world, "one-more", &[]).unwrap().address4, Some([10, 0, 0, 4].into()));
+}
+
+#[test]
+fn the_lowest_address_is_given_even_when_more_rested_than_one_decision_clears_away() {
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    let mut network = Network::from_rows(
+        Revision::new(1),
+        new_network(&mut rng).into_iter().filter_map(|change| match change {
+            StateChange::Put(Row::Network(mut conf)) => {
+                conf.prefix4 = Some("10.0.0.0/16".parse().unwrap());
+                Some(Row::Network(conf))
+            }
+            _ => None,
+        }),
+    )
+    .unwrap();
+    // The higher the address, the earlier it was released: clearing by age alone would find the lowest last of all.
+    let rest = |n: u32| {
+        let address = IpAddr::V4((0x0a00_0000 + n).into());
+        StateChange::Put(Row::Resting(znet_core::controller::Resting {
+            address,
+            until: at(2_000 - u64::from(n)),
+        }))
+    };
+    network.apply(&(1..=500).map(rest).collect::<Vec<_>>());
+    let reserve = |who: &str| Command::Reserve { name: name(who), addresses: vec![] };
+    for expected in 1u8..=100 {
+        let command = reserve(&format!("c{expected}"));
+        let decision = network.decide(&command, at(3_000), &mut rng).unwrap();
+        network.apply(&decision.changes);
+        let Reply::Reserved(reservation) = decision.reply else { panic!("another reply") };
+        assert_eq!(reservation.addresses[1], IpAddr::from([10, 0, 0, expected]));
+    }
+    assert_eq!(network.resting().count(), 0, "the store was cleared of rests that are over");
+}
+
+#[test]
+fn a_new_epoch_of_each_restored_copy_is_its_own() {
+    let mut world = world();
+    let backup = world.network.clone();
+    let restored_at = |secs: u64| {
+        let mut network = backup.clone();
+        let decision =
+            network.decide(&Command::NewEpoch, at(secs), &mut ChaCha20Rng::seed_from_u64(1)).unwrap();
+        network.apply(&decision.changes);
+        network.head().epoch
+    };
+    let (first, second) = (restored_at(5_000), restored_at(6_000));
+    assert!(first > backup.head().epoch && second > first, "{first} {second}");
+    // Nor does it go back when the clock does.
+    world.decide(&Command::NewEpoch).unwrap();
+    let before = world.network.head().epoch;
+    world.now = at(0);
+    world.decide(&Command::NewEpoch).unwrap();
+    assert!(world.network.head().epoch > before);
+}
+
+#[test]
+fn dead_tokens_make_room_for_new_ones_and_valid_ones_do_not() {
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    let mut changes = new_network(&mut rng);
+    let token = |n: usize, revoked: bool| {
+        let mut id = [0; 8];
+        id.copy_from_slice(&(n as u64).to_be_bytes());
+        let mut secret_hash = [0; 32];
+        secret_hash[..8].copy_from_slice(&id);
+        StateChange::Put(Row::Token(Token {
+            id: TokenId::from_bytes(id),
+            label: None,
+            secret_hash,
+            max_uses: None,
+            used: 0,
+            expires: None,
+            lifetime: NodeLifetime::Lasting,
+            revoked,
+            created: at(n as u64),
+        }))
+    };
+    changes.extend((0..MAX_TOKENS).map(|n| token(n, n == 3 || n == 7)));
+    let rows = changes.into_iter().filter_map(|change| match change {
+        StateChange::Put(row) => Some(row),
+        StateChange::Remove(_) => None,
+    });
+    let mut network = Network::from_rows(Revision::new(1), rows).unwrap();
+    let create =
+        Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
+    for oldest_dead in [3u64, 7] {
+        let decision = network.decide(&create, at(0), &mut rng).unwrap();
+        network.apply(&decision.changes);
+        assert_eq!(network.token(&TokenId::from_bytes(oldest_dead.to_be_bytes())), None);
+        assert_eq!(network.tokens().len(), MAX_TOKENS);
+    }
+    let rejection = network.decide(&create, at(0), &mut rng).unwrap_err();
+    assert_eq!(rejection, Rejection::Full { what: "valid tokens", bound: MAX_TOKENS });
+}
+
+#[test]
+fn a_node_name_that_is_taken_gets_a_number_and_stays_a_label() {
+    let mut world = World::new();
+    let token =
+        Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
+    let Ok(Reply::Token { secret, .. }) = world.decide(&token) else { panic!("no token") };
+    let longest = format!("{}-{}", "x".repeat(60), "yz");
+    let mut joined = |n: u8, wanted: &str| {
+        let command = Command::Join {
+            secret: Some(secret.clone()),
+            node: node(n),
+            name: name(wanted),
+            endpoints: vec![],
+        };
+        match world.decide(&command).unwrap() {
+            Reply::Joined { name } => name.to_string(),
+            other => panic!("another reply: {other:?}"),
+        }
+    };
+    assert_eq!([1, 2, 3].map(|n| joined(n, "pi")), ["pi", "pi-2", "pi-3"]);
+    assert_eq!(joined(4, &longest), longest);
+    // Cut so that the number fits, and without a hyphen before the number's own.
+    assert_eq!(joined(5, &longest), format!("{}-2", "x".repeat(60)));
+}
+
+#[test]
+fn endpoints_to_which_nobody_could_send_are_refused() {
+    let mut world = world();
+    for text in [
+        "192.0.2.1:0",
+        "0.0.0.0:51820",
+        "[::]:51820",
+        "224.0.0.1:51820",
+        "[ff02::1]:51820",
+        "255.255.255.255:51820",
+        "[::ffff:224.0.0.1]:51820",
+        "[fe80::1%3]:51820",
+    ] {
+        let endpoints = vec![text.parse().unwrap()];
+        let rejection = world.decide(&Command::SetEndpoints { node: node(0), endpoints }).unwrap_err();
+        assert_eq!(rejection.code(), "unusable_endpoint", "{text}");
+    }
+    let endpoints = ["192.0.2.1:51820", "[2001:db8::1]:51820", "127.0.0.1:1", "[fe80::1]:9"];
+    let endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+    world.decide(&Command::SetEndpoints { node: node(0), endpoints }).unwrap();
+}
+
+#[test]
+fn rows_that_contradict_each_other_are_called_corrupt() {
+    let mut world = world();
+    let container = attach(&mut world, "a", &[]).unwrap();
+    reserve(&mut world, "kept", &[]).unwrap();
+    let rows: Vec<Row> = world.network.rows().collect();
+    let next = rows
+        .iter()
+        .find_map(|row| if let Row::Network(conf) = row { Some(conf.next_container) } else { None });
+    let put = |record: ContainerRecord| Row::Container(Container { record, attached: at(1) });
+    let other = ContainerRecord {
+        id: znet_core::id::ContainerId::new(0),
+        name: name("b"),
+        public_key: key(1),
+        address6: "fd00:a:b::99".parse().unwrap(),
+        address4: Some([10, 0, 0, 5].into()),
+        ..container
+    };
+    let node_twice = || {
+        let mut node = world.network.nodes().next().unwrap().clone();
+        node.id = NodeId::from_bytes([5; 32]);
+        Row::Node(node)
+    };
+    let token_twice = || {
+        let mut token = world.network.tokens().next().unwrap().clone();
+        token.id = TokenId::from_bytes([5; 8]);
+        Row::Token(token)
+    };
+    let resting = znet_core::controller::Resting { address: container.address6.into(), until: at(9) };
+    let cases = [
+        put(ContainerRecord { name: container.name.clone(), ..other.clone() }),
+        put(ContainerRecord { public_key: container.public_key, ..other.clone() }),
+        put(ContainerRecord { address6: container.address6, ..other.clone() }),
+        put(ContainerRecord { address6: "fd00:b::1".parse().unwrap(), ..other.clone() }),
+        put(ContainerRecord {
+            address4: world.network.reservations().next().unwrap().addresses[1].to_string().parse().ok(),
+            ..other.clone()
+        }),
+        put(ContainerRecord { node: NodeId::from_bytes([6; 32]), ..other.clone() }),
+        put(ContainerRecord { id: next.unwrap(), ..other.clone() }),
+        Row::Resting(resting),
+        node_twice(),
+        token_twice(),
+    ];
+    for bad in cases {
+        let rows = rows.iter().cloned().chain([bad.clone()]);
+        let corrupt = Network::from_rows(Revision::new(9), rows).expect_err(&format!("{bad:?}"));
+        assert!(corrupt.to_string().contains("contradict"), "{corrupt}");
+    }
+    assert!(Network::from_rows(Revision::new(9), rows.iter().cloned().chain([put(other)])).is_ok());
+    let headless = rows.iter().filter(|row| !matches!(row, Row::Network(_))).cloned();
+    assert!(Network::from_rows(Revision::new(9), headless).is_err());
+}
+
+#[test]
+fn every_rejection_has_a_code_and_a_text_that_names_what_helps() {
+    let mut world = world();
+    let command =
+        Command::Attach { node: node(0), name: name("a"), addresses: vec![], public_key: Some(key(0)) };
+    let rejection = world.decide(&command).unwrap_err();
+    assert_eq!(rejection.code(), "unusable_key");
+    assert!(rejection.to_string().contains(&key(0).to_string()));
+    let foreign = Command::Join {
+        secret: Some(TokenSecret::from_bytes([1; 32])),
+        node: node(7),
+        name: name("x"),
+        endpoints: vec![],
+    };
+    assert_eq!(world.decide(&foreign).unwrap_err(), Rejection::UnknownToken);
+}

@@ -1,0 +1,68 @@
+//! Records, maps and heads out of few names and numbers, so that random ones meet often.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use proptest::prelude::*;
+use znet_core::id::{ContainerId, NetworkId, NodeId};
+use znet_core::key::{PublicKey, SigningKey};
+use znet_core::map::{ContainerRecord, Map, NetworkRecord, NodeRecord, Record};
+use znet_core::name::Name;
+
+pub(crate) const NETWORK: NetworkId = NetworkId::from_bytes([7; 16]);
+
+pub(crate) fn signing_key() -> SigningKey {
+    SigningKey::from_seed(&[3; 32])
+}
+
+pub(crate) fn name() -> impl Strategy<Value = Name> {
+    prop::sample::select(vec!["a", "b", "aa", "web", "web-2", "0"]).prop_map(|text| text.parse().unwrap())
+}
+
+fn endpoint() -> impl Strategy<Value = SocketAddr> {
+    let v4 = (0u8..3, 0u16..3).prop_map(|(n, port)| SocketAddr::from(([192, 0, 2, n], port)));
+    let v6 = (0u16..2, 0u16..3, 0u32..2, 0u32..2).prop_map(|(n, port, flow, zone)| {
+        SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n), port, flow, zone).into()
+    });
+    prop_oneof![v4, v6]
+}
+
+fn network() -> impl Strategy<Value = Record> {
+    let prefix4 = prop::option::of((0u8..2, 24u8..26));
+    (0u8..2, name(), 0u16..2, prefix4).prop_map(|(id, name, third, prefix4)| {
+        Record::Network(NetworkRecord {
+            id: NetworkId::from_bytes([id; 16]),
+            name,
+            prefix6: Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 1, third, 0, 0, 0, 0, 0), 48),
+            prefix4: prefix4.map(|(n, len)| Ipv4Net::new_assert(Ipv4Addr::new(10, n, 0, 0), len)),
+        })
+    })
+}
+
+fn node() -> impl Strategy<Value = Record> {
+    (0u8..3, name(), prop::collection::vec(endpoint(), 0..3)).prop_map(|(id, name, endpoints)| {
+        Record::Node(NodeRecord { id: NodeId::from_bytes([id; 32]), name, endpoints })
+    })
+}
+
+fn container() -> impl Strategy<Value = Record> {
+    let address4 = prop::option::of(0u8..3);
+    (0u64..5, name(), 0u8..3, 0u8..3, 0u16..3, address4).prop_map(|(id, name, node, key, six, four)| {
+        Record::Container(ContainerRecord {
+            id: ContainerId::new(id),
+            name,
+            node: NodeId::from_bytes([node; 32]),
+            public_key: PublicKey::from_bytes([key; 32]),
+            address6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, six),
+            address4: four.map(|n| Ipv4Addr::new(10, 0, 0, n)),
+        })
+    })
+}
+
+pub(crate) fn record() -> impl Strategy<Value = Record> {
+    prop_oneof![1 => network(), 3 => node(), 5 => container()]
+}
+
+pub(crate) fn map() -> impl Strategy<Value = Map> {
+    prop::collection::vec(record(), 0..10).prop_map(|records| records.into_iter().collect())
+}
