@@ -103,7 +103,10 @@ fn configure(netns: &Netns, target: &Target, steps: &[Step]) -> Result<(), Agent
         for step in steps {
             match step {
                 Step::SetMtu(_, mtu) => link::set_up(&handle, name, Some(*mtu), false).await?,
-                Step::SetUp(_) => link::set_up(&handle, name, None, true).await?,
+                Step::SetUp(_) => {
+                    link::no_link_local(&handle, name).await?;
+                    link::set_up(&handle, name, None, true).await?;
+                }
                 Step::AddAddress(_, address) => link::add_address(&handle, name, *address).await?,
                 Step::RemoveAddress(_, address) => link::remove_address(&handle, name, *address).await?,
                 Step::AddRoute(_, route) => link::add_route(&handle, name, *route).await?,

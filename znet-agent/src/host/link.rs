@@ -7,7 +7,9 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use znet_core::plan::ObservedLink;
@@ -138,6 +140,24 @@ pub async fn move_into(handle: &Handle, from: &str, netns: i32, to: &str) -> Res
         Err(error) if code(&error) == EEXIST => Err(NetnsError::NameTaken { name: to.to_owned() }),
         other => other.map_err(failed(format!("moving interface {to} into the container"))),
     }
+}
+
+/// Keeps the kernel from making up link-local addresses for a link: a container has the addresses that it was given.
+/// Has to be said before the link is up; harmless where there is no IPv6.
+///
+/// # Errors
+/// [`NetnsError::NoLink`].
+pub async fn no_link_local(handle: &Handle, name: &str) -> Result<(), NetnsError> {
+    let index = required(handle, name).await?;
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let message = LinkMessageBuilder::<LinkUnspec>::new()
+        .index(index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]))
+        .build();
+    if let Err(error) = handle.link().change(message).execute().await {
+        tracing::debug!(name, %error, "the interface keeps its link-local address");
+    }
+    Ok(())
 }
 
 /// Sets MTU and up.
