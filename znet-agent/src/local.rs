@@ -1,8 +1,6 @@
 //! The socket on which runtimes and people talk to the agent: JSON over HTTP on a Unix socket that only root may use.
 
-use std::fs::{self, Permissions};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,19 +169,7 @@ impl From<AgentError> for Failed {
 /// [`AgentError::File`], also when another agent answers there.
 pub fn bind(path: &Path) -> Result<UnixListener, AgentError> {
     let file = |source| AgentError::File { path: path.to_owned(), source };
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(file(std::io::Error::new(
-            std::io::ErrorKind::AddrInUse,
-            "another agent serves this socket",
-        )));
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(file)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(file)?;
-    Ok(listener)
+    znet_cli::socket::bind(path).and_then(UnixListener::from_std).map_err(file)
 }
 
 /// Answers until the process ends.

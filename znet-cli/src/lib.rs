@@ -1,8 +1,9 @@
-//! What the command lines of znet share: configuration layers, output forms, exit codes, logging, man pages.
+//! What the command lines of znet share: configuration layers, output forms, exit codes, logging, man pages, the daemon's socket.
 
 pub mod config;
 pub mod exit;
 pub mod output;
+pub mod socket;
 
 use std::path::Path;
 
