@@ -7,6 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`actor`] | who acts, and what they may do |
+//! | [`clock`] | the time, as a value |
 //! | [`store`] | what must survive: SQLite, and in memory for tests |
 //! | [`keys`] | the data directory: its lock and its keys |
 //! | [`network`] | one network's task, its streams and its supervisor |
@@ -18,5 +19,11 @@
 //! | [`serve`] | the process: sockets, signals, draining |
 
 pub mod actor;
+pub mod backup;
+pub mod clock;
+pub mod grpc;
+pub mod hub;
 pub mod keys;
+pub mod metrics;
+pub mod network;
 pub mod store;

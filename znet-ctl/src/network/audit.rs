@@ -1,0 +1,89 @@
+//! The words of the audit trail.
+
+use znet_core::controller::{Command, Network, Reply};
+use znet_core::id::NodeId;
+use znet_core::time::Timestamp;
+
+use crate::actor::Actor;
+use crate::store::AuditNote;
+
+/// The one word for a command by whoever gives it.
+pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
+    match command {
+        Command::CreateToken { .. } => "token.create",
+        Command::RevokeToken { .. } => "token.revoke",
+        Command::Join { .. } => "node.join",
+        Command::SetEndpoints { .. } => "node.report",
+        Command::Attach { .. } => "container.attach",
+        Command::Detach { .. } => "container.detach",
+        Command::RemoveNode { node } if *actor == Actor::Node(*node) => "node.leave",
+        Command::RemoveNode { .. } => "node.remove",
+        Command::RemoveContainer { .. } => "container.remove",
+        Command::Reserve { .. } => "reservation.put",
+        Command::Unreserve { .. } => "reservation.remove",
+        Command::Configure { .. } => "network.change",
+        Command::Collect { .. } => "node.collect",
+        Command::NewEpoch => "network.epoch",
+    }
+}
+
+/// What is written down about a command that was decided on `before`.
+pub(super) fn note(
+    command: &Command,
+    reply: &Reply,
+    actor: &Actor,
+    before: &Network,
+    at: Timestamp,
+) -> AuditNote {
+    let detail = match (command, reply) {
+        (Command::CreateToken { label, uses, expires, .. }, Reply::Token { id, .. }) => {
+            let label = label.as_ref().map(|label| format!(" {label}")).unwrap_or_default();
+            let uses = uses.map_or_else(|| "any number of uses".to_owned(), |uses| format!("{uses} uses"));
+            let expires = expires.map(znet_api::rest::rfc3339);
+            format!("token {id}{label}, {uses}, expires {}", expires.as_deref().unwrap_or("never"))
+        }
+        (Command::RevokeToken { token }, _) => format!("token {token}"),
+        (Command::Join { node, endpoints, .. }, Reply::Joined { name }) => {
+            format!("node {name} ({node}) at {}", list(endpoints))
+        }
+        (Command::SetEndpoints { node, endpoints }, _) => {
+            format!("node {} at {}", node_name(before, node), list(endpoints))
+        }
+        (Command::Attach { node, .. }, Reply::Attached { container, .. }) => {
+            let addresses: Vec<_> = container.addresses().collect();
+            format!("container {} on node {}: {}", container.name, node_name(before, node), list(&addresses))
+        }
+        (Command::Detach { node, name }, _) => {
+            format!("container {name} on node {}", node_name(before, node))
+        }
+        (Command::RemoveNode { node }, Reply::Removed { containers, .. }) => {
+            format!("node {} ({node}) with {} containers", node_name(before, node), containers.len())
+        }
+        (Command::RemoveContainer { name }, _) => format!("container {name}"),
+        (Command::Reserve { name, .. }, Reply::Reserved(reservation)) => {
+            format!("reservation {name}: {}", list(&reservation.addresses))
+        }
+        (Command::Unreserve { name }, _) => format!("reservation {name}"),
+        (Command::Configure { reserved, rest }, _) => {
+            format!("reserved ranges {}, rest {} s", list(reserved), rest.as_secs())
+        }
+        (Command::Collect { absent }, Reply::Removed { containers, nodes }) => {
+            let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();
+            format!("{nodes} absent nodes with {} containers: {}", containers.len(), names.join(", "))
+        }
+        (Command::NewEpoch, _) => format!("epoch {}", before.conf().epoch.get().saturating_add(1)),
+        _ => String::new(),
+    };
+    AuditNote { at, actor: actor.clone(), action: action(command, actor), detail }
+}
+
+fn node_name(network: &Network, node: &NodeId) -> String {
+    network.node(node).map_or_else(|| node.to_string(), |node| node.name.to_string())
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

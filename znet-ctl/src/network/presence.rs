@@ -1,0 +1,211 @@
+//! Who is alive, and who has applied what. Nothing of this is stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use znet_core::controller::NodeLifetime;
+use znet_core::controller::liveness::Liveness;
+use znet_core::id::{NodeId, Revision};
+use znet_core::time::Timestamp;
+
+/// How often an agent has to say that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// For how long a node counts as alive after its last sign of life: two heartbeats may get lost.
+pub const LIVE_TERM: Duration = Duration::from_secs(16);
+/// The floor when nobody is alive: whatever one waits for has happened.
+const NOBODY: Revision = Revision::new(u64::MAX);
+
+/// The signs of life of one network's nodes. Every operation takes time logarithmic in their number.
+#[derive(Debug)]
+pub(super) struct Presence {
+    inner: Mutex<Inner>,
+    /// The lowest revision that a live node has applied.
+    floor: watch::Sender<Revision>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Since the controller was started.
+    last_seen: BTreeMap<NodeId, Timestamp>,
+    applied: BTreeMap<NodeId, Revision>,
+    /// Live nodes alone.
+    live: Liveness,
+    by_applied: BTreeSet<(Revision, NodeId)>,
+    /// Ephemeral nodes alone, with a full term from the start on.
+    ephemeral: Liveness,
+}
+
+impl Presence {
+    pub(super) fn new() -> Self {
+        Self { inner: Mutex::default(), floor: watch::Sender::new(NOBODY) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to watch over a member's time to live.
+    pub(super) fn admit(&self, node: NodeId, lifetime: NodeLifetime, now: Timestamp) {
+        if lifetime == NodeLifetime::Ephemeral {
+            self.lock().ephemeral.seen(node, now);
+        }
+    }
+
+    /// A member gave a sign of life.
+    pub(super) fn seen(&self, node: NodeId, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.seen(node, now);
+        self.publish_floor(&inner);
+    }
+
+    /// A member said what it has applied.
+    pub(super) fn applied(&self, node: NodeId, revision: Revision, now: Timestamp) {
+        let mut inner = self.lock();
+        let old = inner.applied.insert(node, revision);
+        inner.by_applied.remove(&(old.unwrap_or(Revision::ZERO), node));
+        inner.seen(node, now);
+        self.publish_floor(&inner);
+    }
+
+    /// Forgets a node that is no member any more.
+    pub(super) fn forget(&self, node: &NodeId) {
+        let mut inner = self.lock();
+        inner.end_life(node);
+        inner.last_seen.remove(node);
+        inner.applied.remove(node);
+        inner.ephemeral.forget(node);
+        self.publish_floor(&inner);
+    }
+
+    /// Counts nodes whose term is over as absent.
+    pub(super) fn expire(&self, now: Timestamp) {
+        let mut inner = self.lock();
+        let absent: Vec<NodeId> = inner.live.absent(LIVE_TERM, now).collect();
+        for node in &absent {
+            inner.end_life(node);
+        }
+        self.publish_floor(&inner);
+    }
+
+    /// Ephemeral nodes that were not seen for `ttl`.
+    pub(super) fn overdue(&self, ttl: Duration, now: Timestamp) -> Vec<NodeId> {
+        self.lock().ephemeral.absent(ttl, now).collect()
+    }
+
+    /// Whether time alone can change anything here.
+    pub(super) fn depends_on_time(&self) -> bool {
+        let inner = self.lock();
+        !inner.by_applied.is_empty() || inner.ephemeral.next_deadline(Duration::ZERO).is_some()
+    }
+
+    /// Whether a node is alive, when it was seen, and what it has applied as far as it said.
+    pub(super) fn of(&self, node: &NodeId, now: Timestamp) -> (bool, Option<Timestamp>, Option<Revision>) {
+        let inner = self.lock();
+        let live = inner.live.is_live(node, LIVE_TERM, now);
+        (live, inner.last_seen.get(node).copied(), inner.applied.get(node).copied())
+    }
+
+    /// Number of live nodes.
+    pub(super) fn live(&self) -> usize {
+        self.lock().by_applied.len()
+    }
+
+    /// Live nodes that have not applied `revision`, the furthest behind first.
+    pub(super) fn lagging(&self, revision: Revision, most: usize) -> Vec<NodeId> {
+        let inner = self.lock();
+        inner
+            .by_applied
+            .iter()
+            .take_while(|(applied, _)| *applied < revision)
+            .take(most)
+            .map(|(_, node)| *node)
+            .collect()
+    }
+
+    /// The lowest revision that a live node has applied, and its changes.
+    pub(super) fn floor(&self) -> watch::Receiver<Revision> {
+        self.floor.subscribe()
+    }
+
+    fn publish_floor(&self, inner: &Inner) {
+        let floor = inner.by_applied.first().map_or(NOBODY, |(revision, _)| *revision);
+        self.floor.send_if_modified(|old| std::mem::replace(old, floor) != floor);
+    }
+}
+
+impl Inner {
+    fn seen(&mut self, node: NodeId, now: Timestamp) {
+        self.last_seen.insert(node, now);
+        self.live.seen(node, now);
+        if self.ephemeral.last_seen(&node).is_some() {
+            self.ephemeral.seen(node, now);
+        }
+        let applied = self.applied.get(&node).copied().unwrap_or(Revision::ZERO);
+        self.by_applied.insert((applied, node));
+    }
+
+    fn end_life(&mut self, node: &NodeId) {
+        self.live.forget(node);
+        let applied = self.applied.get(node).copied().unwrap_or(Revision::ZERO);
+        self.by_applied.remove(&(applied, *node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId::from_bytes([1; 32]);
+    const B: NodeId = NodeId::from_bytes([2; 32]);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(1_000_000 + seconds * 1000)
+    }
+
+    fn floor(presence: &Presence) -> u64 {
+        presence.floor().borrow().get()
+    }
+
+    #[test]
+    fn the_floor_is_that_of_live_nodes() {
+        let presence = Presence::new();
+        assert_eq!(floor(&presence), u64::MAX);
+        presence.seen(A, at(0));
+        assert_eq!(floor(&presence), 0);
+        presence.applied(A, Revision::new(5), at(1));
+        presence.applied(B, Revision::new(3), at(2));
+        assert_eq!(floor(&presence), 3);
+        assert_eq!(presence.lagging(Revision::new(5), 10), vec![B]);
+        presence.applied(B, Revision::new(7), at(3));
+        assert_eq!(floor(&presence), 5);
+        // A falls silent: it holds nobody up any more, and does again when it is back.
+        presence.seen(B, at(17));
+        presence.expire(at(17));
+        assert_eq!((floor(&presence), presence.live()), (7, 1));
+        presence.seen(A, at(18));
+        assert_eq!((floor(&presence), presence.live()), (5, 2));
+        presence.forget(&A);
+        assert_eq!((floor(&presence), presence.live()), (7, 1));
+        // A restored controller may hear of a lower revision than before.
+        presence.applied(B, Revision::new(2), at(19));
+        assert_eq!(floor(&presence), 2);
+    }
+
+    #[test]
+    fn only_ephemeral_nodes_are_overdue_and_signs_of_life_count() {
+        let presence = Presence::new();
+        let ttl = Duration::from_secs(30);
+        presence.admit(A, NodeLifetime::Ephemeral, at(0));
+        presence.admit(B, NodeLifetime::Lasting, at(0));
+        presence.seen(B, at(0));
+        assert_eq!(presence.overdue(ttl, at(29)), vec![]);
+        assert_eq!(presence.overdue(ttl, at(30)), vec![A]);
+        presence.seen(A, at(29));
+        assert_eq!(presence.overdue(ttl, at(58)), vec![]);
+        assert_eq!(presence.overdue(ttl, at(59)), vec![A]);
+        presence.forget(&A);
+        assert_eq!(presence.overdue(ttl, at(100)), vec![]);
+    }
+}

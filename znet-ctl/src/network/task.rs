@@ -1,0 +1,360 @@
+//! The task of one network: it alone decides.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use znet_api::error::Problem;
+use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChange};
+use znet_core::id::NodeId;
+use znet_core::map::{Change, Delta, NetworkRecord, Record};
+
+use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
+use crate::actor::Actor;
+use crate::store::{Commit, StoreError};
+
+/// How often a batch is decided anew because somebody else committed in between.
+const MAX_CONFLICTS: usize = 5;
+/// How often a store that failed is tried, and how often a network that could not be loaded is.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often absent nodes are looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// And when time alone can change nothing.
+const IDLE_TICK: Duration = Duration::from_secs(3600);
+
+type Answer = oneshot::Sender<Result<Done, CommandError>>;
+
+/// A command and whoever waits for it.
+struct Request {
+    command: Command,
+    actor: Actor,
+    answer: Answer,
+}
+
+/// What a batch of requests comes to before it is committed.
+#[derive(Default)]
+struct Draft {
+    /// For each request: the answer, or nothing when nobody waits for it any more.
+    answers: Vec<Option<Result<Done, Rejection>>>,
+    commits: Vec<Commit>,
+    deltas: Vec<Delta>,
+}
+
+struct Task {
+    hosted: Arc<Hosted>,
+    /// The committed state, with the batch in hand applied.
+    working: Network,
+    /// The store's error since it failed.
+    failed: Option<StoreError>,
+}
+
+/// Runs until the network is stopped, and then finishes what waits.
+pub(super) async fn run(hosted: Arc<Hosted>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
+    let mut jobs = jobs.lock().await;
+    let Some(mut task) = Task::load(&hosted, &mut jobs).await else { return };
+    let mut taken = Vec::with_capacity(MAX_BATCH);
+    loop {
+        let tick = task.tick_after();
+        tokio::select! {
+            biased;
+            () = hosted.stop.cancelled() => break,
+            _ = jobs.recv_many(&mut taken, MAX_BATCH) => task.jobs(&mut taken).await,
+            () = tokio::time::sleep(tick) => task.tick().await,
+            () = hosted.wake.notified() => {}
+        }
+    }
+    jobs.close();
+    while jobs.recv_many(&mut taken, MAX_BATCH).await > 0 {
+        task.jobs(&mut taken).await;
+    }
+}
+
+impl Task {
+    /// Loads the network, however long it takes; `None` when it was stopped before.
+    async fn load(hosted: &Arc<Hosted>, jobs: &mut mpsc::Receiver<Job>) -> Option<Self> {
+        loop {
+            let why = match load(hosted).await {
+                Ok(working) => {
+                    install(hosted, &working);
+                    hosted.set_condition(Condition::Serving);
+                    return Some(Self { hosted: hosted.clone(), working, failed: None });
+                }
+                Err(StoreError::UnknownNetwork { .. }) => {
+                    hosted.deleted();
+                    return None;
+                }
+                Err(error) => error.to_string(),
+            };
+            hosted.set_condition(Condition::Broken(why.clone()));
+            let retry = tokio::time::sleep(RETRY);
+            tokio::pin!(retry);
+            loop {
+                tokio::select! {
+                    () = hosted.stop.cancelled() => return None,
+                    () = &mut retry => break,
+                    job = jobs.recv() => {
+                        if let Some(Job::Execute { answer, .. }) = job {
+                            let _ = answer.send(Err(CommandError::Broken { why: why.clone() }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn tick_after(&self) -> Duration {
+        if self.failed.is_some() {
+            RETRY
+        } else if self.hosted.presence.depends_on_time() || self.hosted.feed.tidy() {
+            TICK
+        } else {
+            IDLE_TICK
+        }
+    }
+
+    async fn tick(&mut self) {
+        if self.failed.is_some() {
+            self.resume().await;
+        }
+        let hosted = self.hosted.clone();
+        let now = hosted.common.clock.now();
+        hosted.presence.expire(now);
+        let absent = hosted.presence.overdue(self.working.conf().ephemeral_ttl(), now);
+        if !absent.is_empty() && self.failed.is_none() {
+            let (answer, _) = oneshot::channel();
+            self.batch(vec![Request {
+                command: Command::Collect { absent },
+                actor: Actor::Controller,
+                answer,
+            }])
+            .await;
+        }
+    }
+
+    async fn jobs(&mut self, jobs: &mut Vec<Job>) {
+        let mut requests = Vec::with_capacity(jobs.len());
+        for job in jobs.drain(..) {
+            match job {
+                Job::Execute { command, actor, answer } => requests.push(Request { command, actor, answer }),
+                #[cfg(test)]
+                Job::Panic => {
+                    #[allow(clippy::panic)]
+                    {
+                        panic!("injected by a test")
+                    }
+                }
+            }
+        }
+        match self.failed.clone() {
+            None => self.batch(requests).await,
+            Some(error) => self.refuse(requests, &error),
+        }
+    }
+
+    /// Decides, commits, publishes and answers.
+    async fn batch(&mut self, requests: Vec<Request>) {
+        let hosted = self.hosted.clone();
+        for _ in 0..MAX_CONFLICTS {
+            let expected = self.working.revision();
+            let draft = self.draft(&requests);
+            if draft.commits.is_empty() {
+                return answer(requests, draft.answers);
+            }
+            let changes: Vec<Vec<StateChange>> =
+                draft.commits.iter().map(|commit| commit.changes.clone()).collect();
+            let begun = Instant::now();
+            let committed = hosted.common.store.commit(hosted.id, expected, draft.commits).await;
+            hosted.common.metrics.commit(begun.elapsed(), changes.len());
+            match committed {
+                Ok(()) => {
+                    self.publish(&changes, &draft.deltas);
+                    return answer(requests, draft.answers);
+                }
+                Err(StoreError::Conflict { .. }) => {
+                    if let Err(error) = self.reload().await {
+                        self.fail(error.clone());
+                        return self.refuse(requests, &error);
+                    }
+                }
+                Err(StoreError::UnknownNetwork { .. }) => {
+                    hosted.deleted();
+                    return refuse_all(requests, &CommandError::Deleted);
+                }
+                Err(error) => {
+                    self.fail(error.clone());
+                    return self.refuse(requests, &error);
+                }
+            }
+        }
+        let busy = StoreError::Unavailable { why: "other writers are faster all the time".to_owned() };
+        self.roll_back();
+        refuse_all(requests, &CommandError::Store(busy));
+    }
+
+    /// Decides each request on the state that the ones before it lead to.
+    fn draft(&mut self, requests: &[Request]) -> Draft {
+        let mut draft = Draft::default();
+        let now = self.hosted.common.clock.now();
+        for Request { command, actor, answer } in requests {
+            // Nobody waits for it any more: then it need not happen. The controller's own have no listener.
+            if answer.is_closed() && *actor != Actor::Controller {
+                draft.answers.push(None);
+                continue;
+            }
+            let decision = match self.working.decide(command, now, &mut rand::rng()) {
+                Ok(decision) => decision,
+                Err(rejection) => {
+                    draft.answers.push(Some(Err(rejection)));
+                    continue;
+                }
+            };
+            let changed = !decision.changes.is_empty();
+            if changed {
+                let audit = audit::note(command, &decision.reply, actor, &self.working, now);
+                draft.deltas.push(self.working.apply(&decision.changes));
+                draft.commits.push(Commit { head: self.working.head(), changes: decision.changes, audit });
+            }
+            let done = Done { reply: decision.reply, revision: self.working.revision(), changed };
+            draft.answers.push(Some(Ok(done)));
+        }
+        draft
+    }
+
+    /// Shows readers and agents what was committed.
+    fn publish(&self, changes: &[Vec<StateChange>], deltas: &[Delta]) {
+        let hosted = &self.hosted;
+        let head = self.working.head().sign(&hosted.key);
+        let before = {
+            let mut committed = hosted.committed.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(committed) = &mut *committed else { return };
+            let before = committed.network.conf().record();
+            for step in changes {
+                committed.network.apply(step);
+            }
+            committed.head = head;
+            before
+        };
+        let now = hosted.common.clock.now();
+        let mut gone = Vec::new();
+        for change in changes.iter().flatten() {
+            match change {
+                StateChange::Put(Row::Node(node)) => hosted.presence.admit(node.id, node.lifetime, now),
+                StateChange::Remove(RowKey::Node(node)) => gone.push(*node),
+                _ => {}
+            }
+        }
+        if let Some(delta) = Delta::squash(deltas) {
+            hosted.feed.push(without_same_network(delta, &before), head);
+        }
+        for node in gone.into_iter().filter(|node| self.working.node(node).is_none()) {
+            self.dismiss(node);
+        }
+    }
+
+    fn dismiss(&self, node: NodeId) {
+        self.hosted.presence.forget(&node);
+        self.hosted.streams.end(&node, &Problem::from(&Rejection::UnknownNode { node }));
+    }
+
+    /// Answers while the store takes no writes: what needs none is done, everything else is refused.
+    fn refuse(&self, requests: Vec<Request>, error: &StoreError) {
+        for request in requests {
+            let now = self.hosted.common.clock.now();
+            let result = match self.working.decide(&request.command, now, &mut rand::rng()) {
+                Ok(decision) if decision.changes.is_empty() => {
+                    Ok(Done { reply: decision.reply, revision: self.working.revision(), changed: false })
+                }
+                Ok(_) => Err(CommandError::Store(error.clone())),
+                Err(rejection) => Err(CommandError::Rejected(rejection)),
+            };
+            let _ = request.answer.send(result);
+        }
+    }
+
+    /// Takes no writes from now on, until [`Task::resume`] succeeds.
+    fn fail(&mut self, error: StoreError) {
+        self.roll_back();
+        self.hosted.set_condition(Condition::ReadOnly(error.clone()));
+        self.failed = Some(error);
+    }
+
+    /// Back to what is committed, as far as this process knows.
+    fn roll_back(&mut self) {
+        if let Ok(network) = self.hosted.read(|network, _| network.clone()) {
+            self.working = network;
+        }
+    }
+
+    /// Tries the store. What it holds counts: a commit that it reported as failed may have happened.
+    async fn resume(&mut self) {
+        let tried = match self.hosted.common.store.probe().await {
+            Ok(()) => self.reload().await,
+            Err(error) => Err(error),
+        };
+        match tried {
+            Ok(()) => {
+                self.failed = None;
+                self.hosted.set_condition(Condition::Serving);
+            }
+            Err(error) => {
+                self.hosted.set_condition(Condition::ReadOnly(error.clone()));
+                self.failed = Some(error);
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<(), StoreError> {
+        self.working = load(&self.hosted).await?;
+        install(&self.hosted, &self.working);
+        Ok(())
+    }
+}
+
+async fn load(hosted: &Hosted) -> Result<Network, StoreError> {
+    let loaded = hosted.common.store.load(hosted.id).await?;
+    Network::from_rows(loaded.revision, loaded.rows)
+        .map_err(|corrupt| StoreError::Corrupt { what: corrupt.what })
+}
+
+/// Makes a loaded state the one that readers and agents see.
+fn install(hosted: &Hosted, network: &Network) {
+    let head = network.head().sign(&hosted.key);
+    let now = hosted.common.clock.now();
+    let old: Vec<NodeId> = {
+        let mut committed = hosted.committed.write().unwrap_or_else(PoisonError::into_inner);
+        hosted.committed.clear_poison();
+        let old = committed.replace(Committed { network: network.clone(), head });
+        old.into_iter().flat_map(|old| old.network.nodes().map(|node| node.id).collect::<Vec<_>>()).collect()
+    };
+    for node in network.nodes() {
+        hosted.presence.admit(node.id, node.lifetime, now);
+    }
+    hosted.feed.reset(head);
+    for node in old.into_iter().filter(|node| network.node(node).is_none()) {
+        hosted.presence.forget(&node);
+        hosted.streams.end(&node, &Problem::from(&Rejection::UnknownNode { node }));
+    }
+}
+
+/// Leaves out the network's own record when it says what it said before: each attach counts up a number in the
+/// network's row that is none of the agents' business.
+fn without_same_network(mut delta: Delta, before: &NetworkRecord) -> Delta {
+    delta
+        .changes
+        .retain(|change| !matches!(change, Change::Put(Record::Network(record)) if record == before));
+    delta
+}
+
+fn answer(requests: Vec<Request>, answers: Vec<Option<Result<Done, Rejection>>>) {
+    for (request, result) in requests.into_iter().zip(answers) {
+        if let Some(result) = result {
+            let _ = request.answer.send(result.map_err(CommandError::Rejected));
+        }
+    }
+}
+
+fn refuse_all(requests: Vec<Request>, error: &CommandError) {
+    for request in requests {
+        let _ = request.answer.send(Err(error.clone()));
+    }
+}
