@@ -1,1 +1,20 @@
-//! See the crate's description.
+//! What the end-to-end tests, the demo and the benchmarks share: a deployment of real processes on virtual hosts.
+//!
+//! A [`World`] is a lab with a switch as its underlay. On its hosts run the programs that users run, out of the same
+//! build: [`Controller`] is `znet-ctl serve`, [`Node`] is `znet-agent run`, and [`Member`] is a container that a node
+//! attached. Everything is told by command lines, as a user would. Nothing here knows how znet works inside.
+
+mod controller;
+mod member;
+mod node;
+mod programs;
+mod world;
+
+pub use controller::{Controller, NetworkSpec};
+pub use member::Member;
+pub use node::{Node, NodeOptions};
+pub use programs::program;
+pub use world::{FIRST_PACKET, World};
+
+/// What a test returns: any error, with what led to it.
+pub type Result<T = ()> = anyhow::Result<T>;
