@@ -16,6 +16,8 @@ mod presence;
 mod streams;
 mod supervisor;
 mod task;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

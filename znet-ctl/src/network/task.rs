@@ -53,13 +53,18 @@ pub(super) async fn run(hosted: Arc<Hosted>, jobs: Arc<Mutex<mpsc::Receiver<Job>
     let mut jobs = jobs.lock().await;
     let Some(mut task) = Task::load(&hosted, &mut jobs).await else { return };
     let mut taken = Vec::with_capacity(MAX_BATCH);
+    let mut last_tick = tokio::time::Instant::now();
     loop {
-        let tick = task.tick_after();
+        // Counted from the last tick and looked at before the commands: however many come, time goes on.
+        let tick = last_tick + task.tick_after();
         tokio::select! {
             biased;
             () = hosted.stop.cancelled() => break,
+            () = tokio::time::sleep_until(tick) => {
+                task.tick().await;
+                last_tick = tokio::time::Instant::now();
+            }
             _ = jobs.recv_many(&mut taken, MAX_BATCH) => task.jobs(&mut taken).await,
-            () = tokio::time::sleep(tick) => task.tick().await,
             () = hosted.wake.notified() => {}
         }
     }

@@ -37,6 +37,9 @@ pub struct Resume {
     pub digest: Digest,
 }
 
+/// A place in a network's history.
+type Position = (Epoch, Revision);
+
 /// What a stream sends next.
 enum Step {
     /// It is up to date.
@@ -50,8 +53,8 @@ enum Step {
 }
 
 impl Hosted {
-    /// What leads on from where a stream stands.
-    async fn advance(&self, at: Option<&Head>) -> Result<Step, CommandError> {
+    /// What leads on from where a stream stands. An agent refuses a map that is older than `least`.
+    async fn advance(&self, at: Option<&Head>, least: Position) -> Result<Step, CommandError> {
         if let Some(step) = at.and_then(|at| self.step(at)) {
             return Ok(step);
         }
@@ -72,7 +75,7 @@ impl Hosted {
                 }
             }
         }
-        if let Some(snapshot) = self.feed.snapshot() {
+        if let Some(snapshot) = self.feed.snapshot().filter(|snapshot| snapshot.head.position() >= least) {
             return Ok(Step::Snapshot(snapshot));
         }
         let (records, head) =
@@ -209,6 +212,8 @@ async fn farewell(out: &mpsc::Sender<Result<Bytes, Status>>, why: &Problem) {
 struct Place {
     /// The head that was sent last.
     at: Option<Head>,
+    /// The latest position that the agent may have applied.
+    least: Position,
     /// A snapshot that is being sent, and how many of its parts were.
     sending: Option<(Arc<Snapshot>, usize)>,
     /// Whether there may be something to send.
@@ -236,7 +241,8 @@ impl Place {
             revision,
             digest,
         });
-        Self { at, sending: None, behind: true, greeted: false, not_before: Instant::now() }
+        let least = at.map_or_else(Position::default, |head| head.position());
+        Self { at, least, sending: None, behind: true, greeted: false, not_before: Instant::now() }
     }
 
     fn start_over(&mut self) {
@@ -246,7 +252,10 @@ impl Place {
     /// The next event; `None` when there is none before something is published.
     async fn next(&mut self, hosted: &Hosted, node: NodeId) -> Result<Option<Bytes>, CommandError> {
         if self.sending.is_none() {
-            let step = hosted.advance(self.at.as_ref()).await?;
+            let step = hosted.advance(self.at.as_ref(), self.least).await?;
+            if let Step::Delta { head, .. } = &step {
+                self.least = head.position();
+            }
             if !self.greeted {
                 // What the agent says to have applied counts once it turned out to be of this history.
                 let known = self.at.filter(|_| !matches!(step, Step::Snapshot(_)));
