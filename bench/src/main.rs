@@ -1,2 +1,45 @@
-//! See the crate description.
-fn main() {}
+//! `./x bench`: runs real parts, prints what it saw beside the figures that were to be reached, and writes JSON.
+
+mod control;
+mod figures;
+mod fleet;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "znet-bench", about = "Measures znet; needs root")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Attach latency, calls per second, propagation, memory.
+    #[command(
+        after_help = "Examples:\n  ./x bench control\n  ./x bench control --only attach --json attach.json"
+    )]
+    Control(control::Args),
+    /// One part of a benchmark, run inside a lab's host.
+    #[command(hide = true)]
+    Part {
+        #[command(subcommand)]
+        part: Box<control::Part>,
+    },
+}
+
+fn main() -> Result<()> {
+    znet_api::tls::install_provider();
+    match Args::parse().command {
+        Command::Control(args) => control::run(&args),
+        Command::Part { part } => control::run_part(*part),
+    }
+}
+
+/// Where results go when nothing else is said.
+fn default_json(name: &str) -> PathBuf {
+    PathBuf::from("target/bench").join(format!("{name}.json"))
+}
