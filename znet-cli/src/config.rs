@@ -3,7 +3,6 @@
 //! The file is read before the flags are parsed, and its values become the defaults of the flags of the same name. So
 //! a flag or an environment variable wins over it by clap's own rules, and a key that no flag has is an error.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
@@ -54,7 +53,8 @@ pub enum ConfigError {
 }
 
 /// Makes the values of the file at `path` the defaults of a command line: `[serve] listen = "…"` is the default of
-/// `--listen` of the subcommand `serve`. A file that does not exist is an error only when `required`.
+/// `--listen` of the subcommand `serve`, and what stands before the first table is for the flags of all subcommands.
+/// A file that does not exist is an error only when `required`.
 ///
 /// # Errors
 /// [`ConfigError`] that names file, table and key.
@@ -64,42 +64,40 @@ pub fn layer(mut command: Command, path: &Path, required: bool) -> Result<Comman
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(command),
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
-    let tables: BTreeMap<String, toml::Table> =
+    let file: toml::Table =
         toml::from_str(&text).map_err(|source| ConfigError::Toml { path: path.to_owned(), source })?;
-    for (table, values) in tables {
-        let unknown = |key: &str| ConfigError::UnknownKey {
-            path: path.to_owned(),
-            table: table.clone(),
-            key: key.to_owned(),
+    for (name, value) in file {
+        let place = |table: &str, key: &str| (path.to_owned(), table.to_owned(), key.to_owned());
+        let unknown = |table: &str, key: &str| {
+            let (path, table, key) = place(table, key);
+            ConfigError::UnknownKey { path, table, key }
         };
-        let known: Vec<String> = match command.find_subcommand(&table) {
-            Some(subcommand) => {
-                subcommand.get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect()
-            }
-            None => return Err(unknown("")),
+        let toml::Value::Table(values) = value else {
+            let Some(defaults) = texts(&value) else {
+                let (path, table, key) = place("", &name);
+                return Err(ConfigError::Value { path, table, key });
+            };
+            command = with_default(command, &name, &defaults).ok_or_else(|| unknown("", &name))?;
+            continue;
         };
+        let mut subcommand = command.find_subcommand(&name).cloned().ok_or_else(|| unknown(&name, ""))?;
         for (key, value) in values {
-            let long = key.replace('_', "-");
-            if !known.contains(&long) {
-                return Err(unknown(&key));
-            }
-            let defaults = texts(&value).ok_or_else(|| ConfigError::Value {
-                path: path.to_owned(),
-                table: table.clone(),
-                key,
-            })?;
-            command = command.mut_subcommand(&table, |subcommand| {
-                subcommand.mut_args(|arg| {
-                    if arg.get_long() == Some(long.as_str()) {
-                        arg.default_values(defaults.clone()).required(false)
-                    } else {
-                        arg
-                    }
-                })
-            });
+            let Some(defaults) = texts(&value) else {
+                let (path, table, key) = place(&name, &key);
+                return Err(ConfigError::Value { path, table, key });
+            };
+            subcommand = with_default(subcommand, &key, &defaults).ok_or_else(|| unknown(&name, &key))?;
         }
+        command = command.mut_subcommand(&name, |_| subcommand);
     }
     Ok(command)
+}
+
+/// The command with other defaults for one flag; `None` when it has no such flag.
+fn with_default(command: Command, key: &str, defaults: &[String]) -> Option<Command> {
+    let long = key.replace('_', "-");
+    let id = command.get_arguments().find(|arg| arg.get_long() == Some(long.as_str()))?.get_id().clone();
+    Some(command.mut_arg(id, |arg| arg.default_values(defaults.to_vec()).required(false)))
 }
 
 /// The path that `--config PATH` or `ZNET_CONFIG` names, before the command line is parsed.
@@ -157,6 +155,17 @@ mod tests {
         assert_eq!(listen("", &["t", "serve"]), "a");
         assert_eq!(listen("[serve]\nlisten = 'b'\n", &["t", "serve"]), "b");
         assert_eq!(listen("[serve]\nlisten = 'b'\n", &["t", "serve", "--listen", "c"]), "c");
+    }
+
+    #[test]
+    fn what_stands_before_the_first_table_is_for_all_subcommands() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "socket = 's'\n[serve]\nlisten = 'b'\n").unwrap();
+        let command = command().arg(Arg::new("socket").long("socket").global(true).default_value("d"));
+        let matches = layer(command, file.path(), true).unwrap().get_matches_from(["t", "serve"]);
+        let serve = matches.subcommand_matches("serve").unwrap();
+        let value = |id| serve.get_one::<String>(id).unwrap().as_str();
+        assert_eq!((value("socket"), value("listen")), ("s", "b"));
     }
 
     #[test]

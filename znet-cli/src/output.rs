@@ -36,8 +36,12 @@ pub fn json<T: Serialize>(value: &T) {
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(headings);
-    rows.into_iter().for_each(|row| drop(table.add_row(row)));
-    table.column_iter_mut().for_each(|column| drop(column.set_padding((0, 2))));
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table.lines().for_each(|text| line(text.trim_end()));
 }
 

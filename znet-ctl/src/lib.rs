@@ -7,6 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`actor`] | who acts, and what they may do |
+//! | [`cli`] | the command line |
 //! | [`clock`] | the time, as a value |
 //! | [`store`] | what must survive: SQLite, and in memory for tests |
 //! | [`keys`] | the data directory: its lock and its keys |
@@ -20,10 +21,13 @@
 
 pub mod actor;
 pub mod backup;
+pub mod cli;
 pub mod clock;
 pub mod grpc;
 pub mod hub;
 pub mod keys;
 pub mod metrics;
 pub mod network;
+pub mod rest;
+pub mod serve;
 pub mod store;

@@ -1,2 +1,5 @@
 //! See the library.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    znet_ctl::cli::main()
+}

@@ -1,0 +1,149 @@
+//! The command line: `serve` is the daemon, `restore` works on its files, everything else asks it.
+
+mod apply;
+mod args;
+mod ask;
+mod files;
+mod members;
+mod networks;
+mod operators;
+mod watch;
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+use znet_cli::config;
+use znet_cli::exit::{Failure, Kind};
+use znet_cli::output::Format;
+
+use crate::serve::{self, ServeError, ServeOptions};
+
+pub use args::{Args, Command};
+
+/// Where the configuration file is looked for unless a flag or the environment names it.
+const CONFIG_FILE: &str = "/etc/znet/ctl.toml";
+
+/// What a command comes to.
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let args = match parse() {
+        Ok(args) => args,
+        Err(failure) => return failure.report(Format::Table),
+    };
+    let format = args.output;
+    match dispatch(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(format),
+    }
+}
+
+fn parse() -> Result<Args> {
+    let named = config::path_from_args(std::env::args_os().skip(1));
+    let required = named.is_some();
+    let path = named.unwrap_or_else(|| CONFIG_FILE.into());
+    let command = config::layer(Args::command(), &path, required)
+        .map_err(|error| Failure::new(Kind::Usage, "config", error))?;
+    let matches = command.get_matches();
+    Args::from_arg_matches(&matches).map_err(|error| error.exit())
+}
+
+fn dispatch(args: Args) -> Result {
+    match args.command {
+        Command::Serve(serve) => {
+            znet_cli::init_logging(&args.log_level, args.log_format);
+            let (data_dir, listen, advertise) = (serve.data_dir, serve.listen, serve.advertise);
+            let options = ServeOptions { data_dir, listen, advertise, socket: args.socket };
+            Ok(runtime(true)?.block_on(serve::run(options))?)
+        }
+        Command::Restore { file, data_dir, replace } => {
+            files::restore(&file, &data_dir, replace, args.output)
+        }
+        Command::Completions { shell } => {
+            znet_cli::completions::<Args>(shell);
+            Ok(())
+        }
+        Command::Man { dir } => znet_cli::man_pages::<Args>(&dir)
+            .map_err(|error| Failure::new(Kind::Failure, "man", format!("{}: {error}", dir.display()))),
+        command => {
+            let asker = ask::Asker::new(ask::Place {
+                socket: args.socket,
+                controller: args.controller,
+                pin: args.pin,
+                token: args.operator_token,
+                token_file: args.operator_token_file,
+                format: args.output,
+            })?;
+            runtime(false)?.block_on(asker.ask(command))
+        }
+    }
+}
+
+fn runtime(threads: bool) -> Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build();
+    runtime
+        .map_err(|error| Failure::new(Kind::Failure, "runtime", format!("no runtime can be made: {error}")))
+}
+
+/// Has the user agree to something that cannot be undone.
+fn agree(yes: bool, what: &str) -> Result {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        let hint = "say --yes where nobody can be asked";
+        return Err(
+            Failure::new(Kind::Usage, "not_confirmed", format!("{what}: this was not confirmed")).hint(hint)
+        );
+    }
+    eprint!("{what}. Go on? [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Usage, "not_confirmed", "nothing was done"))
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        let kind = match &error {
+            ServeError::Keys(crate::keys::KeysError::InUse { .. }) => Kind::Conflict,
+            ServeError::Advertise { .. } => Kind::Usage,
+            _ => Kind::Failure,
+        };
+        Self::new(kind, "serve", error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn check(command: &mut clap::Command, path: &str) {
+        let path = format!("{path}{}", command.get_name());
+        let help = command.render_long_help().to_string();
+        assert!(help.contains("Examples:"), "{path} has no examples");
+        assert!(help.contains(&path), "the examples of {path} show another command");
+        for inner in command.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
+            check(inner, &format!("{path} "));
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_command_shows_examples() {
+        let mut command = Args::command();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands_mut() {
+            check(subcommand, "znet-ctl ");
+        }
+    }
+}

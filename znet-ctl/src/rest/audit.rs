@@ -1,0 +1,57 @@
+//! The audit trail: who, what, when, which revision.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use znet_api::error::Problem;
+use znet_api::rest::{AuditRecord, rfc3339};
+use znet_core::id::Revision;
+
+use super::auth::Caller;
+use super::problem::Answer;
+use crate::actor::Role;
+use crate::hub::Hub;
+use crate::store::MAX_AUDIT_PAGE;
+
+/// Records of one page when nothing else is asked for.
+const PAGE: usize = 100;
+
+/// Which part of the trail.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Part {
+    /// Records after this one; from the oldest on when absent.
+    after: Option<u64>,
+    /// At most so many; 100 when absent, and never more than 1,000.
+    limit: Option<usize>,
+}
+
+/// The audit trail of a network, the oldest record first.
+#[utoipa::path(
+    get, path = "/v1/networks/{network}/audit", tag = "audit", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier"), Part),
+    responses((status = 200, body = Vec<AuditRecord>), (status = "default", body = Problem))
+)]
+pub(super) async fn list(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+    Query(part): Query<Part>,
+) -> Answer<Vec<AuditRecord>> {
+    let hosted = caller.network(&hub, &network, Role::Read)?;
+    let limit = part.limit.unwrap_or(PAGE).min(MAX_AUDIT_PAGE);
+    let records = hub.audit(Some(hosted.id()), part.after.unwrap_or_default(), limit).await?;
+    let describe = |record: crate::store::AuditRecord| AuditRecord {
+        seq: record.seq,
+        at: rfc3339(record.at),
+        actor: record.actor,
+        action: record.action,
+        subject: record.detail,
+        revision: record.revision.map_or(0, Revision::get),
+    };
+    Ok(Json(records.into_iter().map(describe).collect()))
+}

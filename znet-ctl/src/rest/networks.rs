@@ -1,0 +1,162 @@
+//! Networks: the unit of isolation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use znet_api::error::Problem;
+use znet_api::rest::{ChangeNetwork, CreateNetwork, Network, NetworkStatus, Removed, rfc3339};
+use znet_core::controller::{Command, NewNetwork};
+
+use super::auth::Caller;
+use super::nodes;
+use super::problem::{Answer, Content, Failed, name};
+use crate::actor::Role;
+use crate::hub::Hub;
+use crate::network::{Condition, Hosted};
+
+/// What is told of a network.
+pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
+    let described = hosted.read(|network, head| {
+        let conf = network.conf();
+        Network {
+            id: conf.id.to_string(),
+            name: conf.name.to_string(),
+            prefix6: conf.prefix6.into(),
+            prefix4: conf.prefix4.map(Into::into),
+            reserved: conf.reserved.clone(),
+            rest_seconds: conf.rest().as_secs(),
+            created: rfc3339(conf.created),
+            epoch: conf.epoch.get(),
+            revision: head.head.revision.get(),
+            nodes: network.nodes().len(),
+            containers: network.containers().len(),
+        }
+    });
+    Ok(described?)
+}
+
+/// All networks within the token's scope, by name.
+#[utoipa::path(
+    get, path = "/v1/networks", tag = "networks", security(("operator" = [])),
+    responses((status = 200, body = Vec<Network>), (status = "default", body = Problem))
+)]
+pub(super) async fn list(caller: Caller, State(hub): State<Arc<Hub>>) -> Answer<Vec<Network>> {
+    let mut all = Vec::new();
+    for hosted in hub.networks().iter().filter(|hosted| caller.scope().contains(hosted.id())) {
+        // One that cannot be read must not hide the others; its status tells what is wrong.
+        all.extend(describe(hosted));
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Json(all))
+}
+
+/// Creates a network. Takes the role admin in all networks.
+#[utoipa::path(
+    post, path = "/v1/networks", tag = "networks", security(("operator" = [])), request_body = CreateNetwork,
+    responses((status = 201, body = Network), (status = "default", body = Problem))
+)]
+pub(super) async fn create(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Content(asked): Content<CreateNetwork>,
+) -> Result<(StatusCode, Json<Network>), Failed> {
+    caller.everywhere(Role::Admin)?;
+    let new = NewNetwork {
+        name: name(&asked.name)?,
+        prefixes: asked.prefixes,
+        reserved: asked.reserved,
+        rest: asked.rest_seconds.map(Duration::from_secs),
+    };
+    let hosted = hub.create(&new, caller.actor()).await?;
+    Ok((StatusCode::CREATED, Json(describe(&hosted)?)))
+}
+
+/// One network, by name or identifier.
+#[utoipa::path(
+    get, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")),
+    responses((status = 200, body = Network), (status = "default", body = Problem))
+)]
+pub(super) async fn show(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+) -> Answer<Network> {
+    Ok(Json(describe(&*caller.network(&hub, &network, Role::Read)?)?))
+}
+
+/// Changes settings of a network; what is absent stays. Takes the role admin.
+#[utoipa::path(
+    patch, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")), request_body = ChangeNetwork,
+    responses((status = 200, body = Network), (status = "default", body = Problem))
+)]
+pub(super) async fn change(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+    Content(asked): Content<ChangeNetwork>,
+) -> Answer<Network> {
+    let hosted = caller.network(&hub, &network, Role::Admin)?;
+    let (reserved, rest) =
+        hosted.read(|network, _| (network.conf().reserved.clone(), network.conf().rest()))?;
+    let command = Command::Configure {
+        reserved: asked.reserved.unwrap_or(reserved),
+        rest: asked.rest_seconds.map_or(rest, Duration::from_secs),
+    };
+    hosted.execute(command, caller.actor()).await?;
+    Ok(Json(describe(&hosted)?))
+}
+
+/// Deletes a network with all that belongs to it. Takes the role admin in all networks.
+#[utoipa::path(
+    delete, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")),
+    responses((status = 200, body = Removed), (status = "default", body = Problem))
+)]
+pub(super) async fn delete(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+) -> Answer<Removed> {
+    let hosted = caller.network(&hub, &network, Role::Admin)?;
+    caller.everywhere(Role::Admin)?;
+    let (nodes, containers) = hub.delete(&hosted, caller.actor()).await?;
+    Ok(Json(Removed { nodes, containers }))
+}
+
+/// How a network fares: its digest, whether it takes changes, its nodes with what they have applied.
+#[utoipa::path(
+    get, path = "/v1/networks/{network}/status", tag = "networks", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")),
+    responses((status = 200, body = NetworkStatus), (status = "default", body = Problem))
+)]
+pub(super) async fn status(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+) -> Answer<NetworkStatus> {
+    let hosted = caller.network(&hub, &network, Role::Read)?;
+    let digest = hosted.read(|_, head| head.head.digest.to_string())?;
+    let writable = hosted.condition() == Condition::Serving;
+    Ok(Json(NetworkStatus { network: describe(&hosted)?, digest, writable, nodes: nodes::all(&hosted)? }))
+}
+
+/// Starts a new epoch, after a restore from a backup: agents then accept the older history. Takes the role admin.
+#[utoipa::path(
+    post, path = "/v1/networks/{network}/epoch", tag = "networks", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")),
+    responses((status = 200, body = Network), (status = "default", body = Problem))
+)]
+pub(super) async fn new_epoch(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+) -> Answer<Network> {
+    let hosted = caller.network(&hub, &network, Role::Admin)?;
+    hosted.execute(Command::NewEpoch, caller.actor()).await?;
+    Ok(Json(describe(&hosted)?))
+}

@@ -1,0 +1,108 @@
+//! Join tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use znet_api::error::Problem;
+use znet_api::rest::{CreateToken, NewToken, Token};
+use znet_api::token::JoinToken;
+use znet_core::controller::{Command, Rejection, Reply};
+use znet_core::id::TokenId;
+
+use super::auth::Caller;
+use super::problem::{Answer, Content, Failed, invalid, name};
+use crate::actor::Role;
+use crate::hub::Hub;
+use crate::network::{CommandError, Hosted};
+
+fn describe(hosted: &Hosted, id: TokenId) -> Result<Token, Failed> {
+    let found = hosted.read(|network, _| network.token(&id).map(Token::from))?;
+    found.ok_or_else(|| CommandError::Rejected(Rejection::NoSuchToken { token: id }).into())
+}
+
+/// All join tokens of a network, the oldest first; their secrets are not kept.
+#[utoipa::path(
+    get, path = "/v1/networks/{network}/tokens", tag = "tokens", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")),
+    responses((status = 200, body = Vec<Token>), (status = "default", body = Problem))
+)]
+pub(super) async fn list(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+) -> Answer<Vec<Token>> {
+    let hosted = caller.network(&hub, &network, Role::Read)?;
+    let mut tokens: Vec<Token> = hosted.read(|network, _| network.tokens().map(Token::from).collect())?;
+    tokens.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+    Ok(Json(tokens))
+}
+
+/// Makes a join token. Its text is in this answer and nowhere else. Takes the role deploy.
+#[utoipa::path(
+    post, path = "/v1/networks/{network}/tokens", tag = "tokens", security(("operator" = [])),
+    params(("network" = String, Path, description = "Name or identifier")), request_body = CreateToken,
+    responses((status = 201, body = NewToken), (status = "default", body = Problem))
+)]
+pub(super) async fn create(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path(network): Path<String>,
+    Content(asked): Content<CreateToken>,
+) -> Result<(StatusCode, Json<NewToken>), Failed> {
+    let hosted = caller.network(&hub, &network, Role::Deploy)?;
+    if asked.uses == Some(0) {
+        return Err(invalid("uses", "a token that cannot be used once is none; leave it out for any number"));
+    }
+    let command = Command::CreateToken {
+        label: asked.label.as_deref().map(name).transpose()?,
+        uses: asked.uses,
+        expires: asked.expires_in_seconds.map(|seconds| hub.clock().now().plus(Duration::from_secs(seconds))),
+        lifetime: asked.lifetime.into(),
+    };
+    let done = hosted.execute(command, caller.actor()).await?;
+    let Reply::Token { id, secret } = done.reply else {
+        return Err(Problem::new(500, "internal", "the network answered another question").into());
+    };
+    let text = JoinToken {
+        network: hosted.id(),
+        name: hosted.name().clone(),
+        endpoints: hub.advertise().to_vec(),
+        pin: hub.pin(),
+        verifying_key: hosted.verifying_key(),
+        id,
+        secret,
+    }
+    .to_text();
+    let made = NewToken { join_token: text.to_string(), token: describe(&hosted, id)? };
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// Makes a join token invalid. Nodes that joined by it stay. Takes the role deploy.
+#[utoipa::path(
+    delete, path = "/v1/networks/{network}/tokens/{id}", tag = "tokens", security(("operator" = [])),
+    params(
+        ("network" = String, Path, description = "Name or identifier"),
+        ("id" = String, Path, description = "The token's handle or label"),
+    ),
+    responses((status = 200, body = Token), (status = "default", body = Problem))
+)]
+pub(super) async fn revoke(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Path((network, wanted)): Path<(String, String)>,
+) -> Answer<Token> {
+    let hosted = caller.network(&hub, &network, Role::Deploy)?;
+    let labelled = hosted.read(|network, _| {
+        let is_it = |label: &znet_core::name::Name| label.as_str() == wanted;
+        network.tokens().find(|token| !token.revoked && token.label.as_ref().is_some_and(is_it)).map(|t| t.id)
+    })?;
+    let token = match labelled {
+        Some(token) => token,
+        None => wanted.parse().map_err(|error| invalid("id", error))?,
+    };
+    hosted.execute(Command::RevokeToken { token }, caller.actor()).await?;
+    Ok(Json(describe(&hosted, token)?))
+}
