@@ -52,10 +52,16 @@ pub fn run() -> Result<(), EngineFailure> {
     sandbox::drop_privileges()?;
     let epoll = Arc::new(data::epoll()?);
     let state = Arc::new(Mutex::new(state::State::new(epoll.clone())));
+    let (running, started) = std::sync::mpsc::channel();
     let mover = {
         let state = state.clone();
-        std::thread::Builder::new().name("data".to_owned()).spawn(move || data::run(&state, &epoll))?
+        std::thread::Builder::new().name("data".to_owned()).spawn(move || {
+            let _ = running.send(());
+            data::run(&state, &epoll);
+        })?
     };
+    // A thread that is still starting makes system calls that none may make later, as for its name.
+    let _ = started.recv();
     sandbox::confine()?;
     serve::run(&listener, &state, owner)?;
     drop(mover);

@@ -94,6 +94,7 @@ fn allowed() -> Vec<i64> {
         libc::SYS_clock_gettime,
         libc::SYS_getrandom,
         libc::SYS_sched_yield,
+        libc::SYS_sched_getaffinity,
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigprocmask,
         libc::SYS_rt_sigaction,
