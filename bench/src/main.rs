@@ -2,7 +2,6 @@
 
 mod control;
 mod figures;
-mod fleet;
 
 use std::path::PathBuf;
 

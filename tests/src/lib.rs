@@ -2,15 +2,18 @@
 //!
 //! A [`World`] is a lab with a switch as its underlay. On its hosts run the programs that users run, out of the same
 //! build: [`Controller`] is `znet-ctl serve`, [`Node`] is `znet-agent run`, and [`Member`] is a container that a node
-//! attached. Everything is told by command lines, as a user would. Nothing here knows how znet works inside.
+//! attached. Everything is told by command lines, as a user would. A
+//! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
 
 mod controller;
+mod fleet;
 mod member;
 mod node;
 mod programs;
 mod world;
 
 pub use controller::{Controller, NetworkSpec};
+pub use fleet::{Acknowledged, FleetNode, Watcher};
 pub use member::Member;
 pub use node::{Node, NodeOptions};
 pub use programs::program;

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use znet_api::agent_client::AgentClient;
 use znet_api::tls::Identity;
 use znet_api::token::JoinToken;
+use znet_api::v1;
 use znet_core::controller::TokenSecret;
 use znet_core::id::{NetworkId, NodeId};
 use znet_core::map::{MAX_ENDPOINTS, Member};
@@ -26,6 +27,10 @@ use crate::peers::Viewpoint;
 
 /// How many attachments of one network are worked on side by side; those of one name never are.
 const NAME_LOCKS: usize = 64;
+/// Bytes of deltas that are kept on disk before they are put together with the map.
+const MAX_DELTAS: u64 = 1 << 20;
+/// How long a request waits for a connection to the controller.
+pub const CONTROLLER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes that WireGuard adds to a packet: an IPv6 header, a UDP header, and its own (white paper, section 5.4.6).
 const OVERHEAD: u32 = 40 + 8 + 32;
 /// The least MTU of an IPv6 link (RFC 8200, section 5).
@@ -98,6 +103,18 @@ impl Joined {
             network: self.membership.name.clone(),
             why: "no connection".to_owned(),
         })
+    }
+
+    /// A connection to the controller, as soon as there is one: an agent or a controller that was just started needs a
+    /// moment to find the other.
+    ///
+    /// # Errors
+    /// [`AgentError::ControllerAway`] when there is none for [`CONTROLLER_PATIENCE`].
+    pub async fn controller_soon(&self) -> Result<AgentClient, AgentError> {
+        let mut client = self.client.subscribe();
+        let connected = tokio::time::timeout(CONTROLLER_PATIENCE, client.wait_for(Option::is_some)).await;
+        drop(connected);
+        self.controller()
     }
 }
 
@@ -197,7 +214,10 @@ impl Agent {
             self.engine().put_network(id, sockets, self.options.keepalive)?;
         }
         let mut member = Member::new(id, membership.verifying_key);
-        self.files.load_map(&mut member);
+        if self.files.load_map(&mut member) {
+            // Put together, so that what is torn at the end of the deltas does not stand before new ones.
+            self.files.put_map(&member)?;
+        }
         let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
         let releases = self.files.releases(id)?;
         let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
@@ -237,6 +257,17 @@ impl Agent {
         let member = joined.state().member.clone();
         if let Err(error) = self.files.put_map(&member) {
             tracing::warn!(%error, "the map cannot be kept on disk; a restart with the controller away would not know it");
+        }
+    }
+
+    /// Keeps a verified delta on disk, and the map as a whole when there are many. Blocks.
+    pub fn keep_delta(&self, joined: &Joined, delta: &v1::Delta) {
+        match self.files.append_delta(joined.membership.network, delta) {
+            Ok(length) if length > MAX_DELTAS => self.keep_map(joined),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a change of the map cannot be kept on disk; a restart with the controller away would not know it");
+            }
         }
     }
 

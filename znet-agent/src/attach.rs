@@ -134,6 +134,15 @@ pub(crate) async fn release_leftovers(agent: &Arc<Agent>, joined: &Arc<Joined>) 
         let orphans = ours.map(|record| &record.name).filter(|name| !state.attachments.contains_key(name));
         orphans.chain(&state.releases).cloned().collect()
     };
+    release_unless_attached(agent, joined, names).await
+}
+
+/// Gives back the containers of these names, but for those that are attached here.
+pub(crate) async fn release_unless_attached(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    names: Vec<Name>,
+) -> Result<(), AgentError> {
     for name in names {
         // An attach under way holds the lock and is in the list when it gives it back.
         let _guard = joined.lock_name(&name).await;
@@ -252,7 +261,7 @@ pub(crate) async fn ask_controller(
         addresses: addresses.iter().map(ToString::to_string).collect(),
         public_key: Vec::new(),
     };
-    let mut client = joined.controller()?;
+    let mut client = joined.controller_soon().await?;
     let reply = bounded(joined, client.attach(request)).await?;
     let invalid =
         |what: &dyn std::fmt::Display| AgentError::Invalid(format!("the controller's answer: {what}"));
@@ -334,7 +343,7 @@ async fn wait_applied(joined: &Joined, revision: Revision, timeout: Duration) ->
     let network = network_bytes(joined);
     let mut request = tonic::Request::new(v1::WaitAppliedRequest { network, revision: revision.get() });
     request.set_timeout(timeout);
-    let mut waiting = joined.controller()?;
+    let mut waiting = joined.controller_soon().await?;
     match tokio::time::timeout(timeout, waiting.wait_applied(request)).await {
         Ok(Ok(reply)) if reply.get_ref().applied => Ok(()),
         Ok(Ok(reply)) => Err(AgentError::NotApplied { lagging: reply.into_inner().lagging }),

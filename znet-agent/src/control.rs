@@ -13,9 +13,10 @@ use znet_api::error::Problem;
 use znet_api::token::JoinToken;
 use znet_api::v1::{self, watch_event::Event, watch_request::Say};
 use znet_core::map::{Change, Record, Refusal, SignedHead};
+use znet_core::name::Name;
 
 use crate::agent::{Agent, Joined};
-use crate::attach::blocking;
+use crate::attach::{blocking, is_ours, release_unless_attached};
 use crate::error::AgentError;
 use crate::peers::Touched;
 
@@ -23,8 +24,6 @@ use crate::peers::Touched;
 const OUTBOX: usize = 64;
 /// Most records of one snapshot.
 const MAX_SNAPSHOT: usize = 2_000_000;
-/// How long a map may be newer in memory than on disk.
-const SAVE_AFTER: Duration = Duration::from_secs(2);
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -171,10 +170,7 @@ async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEn
     let resume = resume(joined);
     let _ = outbox.try_send(say(Say::Resume(resume)));
     let mut events = client.watch(ReceiverStream::new(requests)).await?.into_inner();
-    joined.client.send_replace(Some(client));
-    agent.look_closely();
-    let mut saved = joined.state().member.revision();
-    let mut save = tokio::time::interval(SAVE_AFTER);
+    let mut client = Some(client);
     let mut beat = tokio::time::interval(heartbeat);
     let mut snapshot = Vec::new();
     loop {
@@ -182,6 +178,11 @@ async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEn
             event = next(&mut events) => {
                 match apply(agent, joined, event?, &mut snapshot).await {
                     Ok(Some(revision)) => {
+                        // Only with a map is there anything to attach to.
+                        if let Some(client) = client.take() {
+                            joined.client.send_replace(Some(client));
+                            agent.look_closely();
+                        }
                         let _ = outbox.try_send(say(Say::Applied(v1::Applied { revision })));
                     }
                     Ok(None) => {}
@@ -196,24 +197,8 @@ async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEn
                 // A full outbox means that the connection is stuck; its keepalive will end it.
                 let _ = outbox.try_send(say(Say::Heartbeat(v1::Heartbeat {})));
             }
-            _ = save.tick() => {
-                let revision = joined.state().member.revision();
-                if revision != saved {
-                    saved = revision;
-                    keep_map(agent, joined).await;
-                }
-            }
         }
     }
-}
-
-async fn keep_map(agent: &Arc<Agent>, joined: &Arc<Joined>) {
-    let (agent, joined) = (agent.clone(), joined.clone());
-    let _ = blocking(move || {
-        agent.keep_map(&joined);
-        Ok(())
-    })
-    .await;
 }
 
 fn resume(joined: &Joined) -> v1::Resume {
@@ -249,10 +234,11 @@ async fn apply(
                 state.member.apply_delta(&delta, &head)?;
                 touched
             };
-            tell_engine(agent, joined, touched).await?;
+            tell_engine(agent, joined, touched, Some(wire)).await?;
             if delta.changes.iter().any(|change| matches!(change, Change::Remove(_))) {
                 agent.wake.notify_one();
             }
+            release_strangers(agent, joined, &delta.changes);
         }
         Event::Snapshot(part) => {
             for record in &part.records {
@@ -269,7 +255,7 @@ async fn apply(
                 let changes = state.member.apply_snapshot(std::mem::take(snapshot), &head)?;
                 Touched::by(&changes, &old)
             };
-            tell_engine(agent, joined, touched).await?;
+            tell_engine(agent, joined, touched, None).await?;
             agent.look_closely();
         }
         Event::Head(head) => {
@@ -285,9 +271,42 @@ async fn apply(
     Ok(Some(joined.state().member.revision().get()))
 }
 
-async fn tell_engine(agent: &Arc<Agent>, joined: &Arc<Joined>, touched: Touched) -> Result<(), AgentError> {
+/// Gives back containers that the controller gave to this node and that nobody here knows: an attach was under way when
+/// an earlier agent ended. One that is under way now holds the lock on its name, and is known when it gives it back.
+fn release_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>, changes: &[Change]) {
+    let names: Vec<Name> = {
+        let state = joined.state();
+        let ours = changes.iter().filter_map(|change| match change {
+            Change::Put(Record::Container(record)) if is_ours(record, agent.node) => Some(&record.name),
+            _ => None,
+        });
+        ours.filter(|name| !state.attachments.contains_key(*name)).cloned().collect()
+    };
+    if names.is_empty() {
+        return;
+    }
+    let (agent, joined) = (agent.clone(), joined.clone());
+    tokio::spawn(async move {
+        if let Err(error) = release_unless_attached(&agent, &joined, names).await {
+            tracing::warn!(%error, "what is left of an attach could not be given back");
+        }
+    });
+}
+
+/// Keeps what was applied, a delta or else the whole map, and then tells the engine of it: what the engine knows an agent
+/// that starts anew knows as well.
+async fn tell_engine(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    touched: Touched,
+    delta: Option<v1::Delta>,
+) -> Result<(), AgentError> {
     let (agent, joined) = (agent.clone(), joined.clone());
     let told = tokio::task::spawn_blocking(move || {
+        match &delta {
+            Some(delta) => agent.keep_delta(&joined, delta),
+            None => agent.keep_map(&joined),
+        }
         let changes = {
             let state = joined.state();
             agent.viewpoint(&joined.membership).changes(&touched, state.member.map())

@@ -16,11 +16,12 @@ use nix::fcntl::{Flock, FlockArg};
 use prost::Message as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use znet_api::convert::delta_from_wire;
 use znet_api::tls::Identity;
 use znet_api::v1;
 use znet_core::id::{ContainerId, NetworkId, Revision};
 use znet_core::key::VerifyingKey;
-use znet_core::map::{Member, Record, SignedHead};
+use znet_core::map::{Member, Record, Refusal, SignedHead};
 use znet_core::name::Name;
 
 use crate::error::AgentError;
@@ -176,7 +177,7 @@ impl Files {
         replace(&self.network_dir(network).join("releases.json"), &json(releases)?, false)
     }
 
-    /// Keeps a verified map.
+    /// Keeps a verified map, in place of the one before and of the deltas that led on from that.
     ///
     /// # Errors
     /// [`AgentError::File`].
@@ -184,32 +185,81 @@ impl Files {
         let Some(head) = member.head() else { return Ok(()) };
         let records = member.map().records().map(|record| v1::Record::from(&record)).collect();
         let snapshot = v1::SnapshotPart { records, head: Some(head.into()) };
-        replace(&self.network_dir(member.network()).join("map"), &snapshot.encode_to_vec(), false)
+        let dir = self.network_dir(member.network());
+        replace(&dir.join("map"), &snapshot.encode_to_vec(), false)?;
+        // A crash before this leaves deltas that the map has already; those are passed over when it is loaded.
+        let journal = dir.join("map.log");
+        match OpenOptions::new().write(true).open(&journal).and_then(|file| file.set_len(0)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&journal)(error)),
+            _ => Ok(()),
+        }
     }
 
-    /// Gives a member the last map that was kept, if that still verifies: signature and digest are checked as if it came
-    /// from the controller.
-    pub fn load_map(&self, member: &mut Member) {
-        let path = self.network_dir(member.network()).join("map");
-        if fs::metadata(&path).map_or(true, |metadata| metadata.len() > MAX_MAP_FILE) {
-            return;
+    /// Keeps a verified delta beside the map from which it leads on. Returns how long the list of them is, in bytes: a
+    /// change of a large map costs what the change does, until they are put together.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn append_delta(&self, network: NetworkId, delta: &v1::Delta) -> Result<u64, AgentError> {
+        let path = self.network_dir(network).join("map.log");
+        let append = || {
+            let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+            file.write_all(&delta.encode_length_delimited_to_vec())?;
+            Ok(file.metadata()?.len())
+        };
+        append().map_err(at(&path))
+    }
+
+    /// Gives a member the last map that was kept, if that still verifies: signatures and digests are checked as if it
+    /// came from the controller. Returns whether deltas were found beside it.
+    pub fn load_map(&self, member: &mut Member) -> bool {
+        let dir = self.network_dir(member.network());
+        if let Some(Err(error)) = read_bounded(&dir.join("map")).map(|bytes| apply_snapshot(member, &bytes)) {
+            tracing::warn!(dir = %dir.display(), %error, "the map on disk is not used; waiting for the controller's");
         }
-        let result = fs::read(&path).map_err(|error| error.to_string()).and_then(|bytes| {
-            let snapshot = v1::SnapshotPart::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
-            let head = snapshot.head.as_ref().ok_or("no head")?;
-            let head = SignedHead::try_from(head).map_err(|error| error.to_string())?;
-            let records: Result<Vec<Record>, _> = snapshot.records.iter().map(Record::try_from).collect();
-            let records = records.map_err(|error| error.to_string())?;
-            member.apply_snapshot(records, &head).map_err(|error| error.to_string())
-        });
-        if let Err(error) = result {
-            tracing::warn!(path = %path.display(), %error, "the map on disk is not used; waiting for the controller's");
+        let Some(journal) = read_bounded(&dir.join("map.log")).filter(|journal| !journal.is_empty()) else {
+            return false;
+        };
+        if let Err(error) = apply_deltas(member, &journal) {
+            let revision = member.revision();
+            tracing::warn!(dir = %dir.display(), %revision, %error, "the end of the map on disk is not used");
         }
+        true
     }
 
     fn network_dir(&self, network: NetworkId) -> PathBuf {
         self.dir.join("networks").join(network.to_string())
     }
+}
+
+/// The content of a file, if there is one and it is not larger than any map.
+fn read_bounded(path: &Path) -> Option<Vec<u8>> {
+    let small = fs::metadata(path).is_ok_and(|metadata| metadata.len() <= MAX_MAP_FILE);
+    if small { fs::read(path).ok() } else { None }
+}
+
+fn apply_snapshot(member: &mut Member, bytes: &[u8]) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let snapshot = v1::SnapshotPart::decode(bytes).map_err(|error| text(&error))?;
+    let head =
+        SignedHead::try_from(snapshot.head.as_ref().ok_or("no head")?).map_err(|error| text(&error))?;
+    let records: Result<Vec<Record>, _> = snapshot.records.iter().map(Record::try_from).collect();
+    let records = records.map_err(|error| text(&error))?;
+    member.apply_snapshot(records, &head).map(drop).map_err(|error| text(&error))
+}
+
+/// Applies deltas one after the other, as far as they are whole and verify.
+fn apply_deltas(member: &mut Member, mut journal: &[u8]) -> Result<(), String> {
+    while !journal.is_empty() {
+        let wire = v1::Delta::decode_length_delimited(&mut journal).map_err(|error| error.to_string())?;
+        let (delta, head) = delta_from_wire(&wire).map_err(|error| error.to_string())?;
+        match member.apply_delta(&delta, &head) {
+            // The map was put together with it, and the crash came before the list was emptied.
+            Ok(()) | Err(Refusal::Older { .. }) => {}
+            Err(refusal) => return Err(refusal.to_string()),
+        }
+    }
+    Ok(())
 }
 
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> AgentError {

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use znet_api::token::JoinToken;
-use znet_tests::{NetworkSpec, World};
+use znet_tests::{FleetNode, NetworkSpec, World};
 
 use super::part;
 use crate::figures::{Bound, Figure, Samples};
-use crate::fleet::FleetNode;
 
 /// Nodes that call at the same time, each one call at a time.
 const NODES: usize = 100;

@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result};
 use netns_harness::probe;
 use serde::{Deserialize, Serialize};
 use znet_api::token::JoinToken;
-use znet_tests::{NetworkSpec, World};
+use znet_tests::{FleetNode, NetworkSpec, World};
 
 use super::part;
 use crate::figures::{Bound, Figure};
-use crate::fleet::FleetNode;
 
 /// Nodes of the network beside the one that is measured.
 const NODES: usize = 100;
@@ -72,7 +71,7 @@ pub(super) async fn populate(args: &Args) -> Result<Populated> {
     let working = fleet.into_iter().map(|mut node| async move {
         let mut last = 0;
         for number in 0..each {
-            last = node.attach(number).await?.get();
+            last = node.attach(number).await?.revision.get();
         }
         Ok::<_, anyhow::Error>(last)
     });

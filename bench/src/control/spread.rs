@@ -7,11 +7,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use znet_api::token::JoinToken;
 use znet_core::id::Revision;
-use znet_tests::{NetworkSpec, World};
+use znet_tests::{FleetNode, NetworkSpec, World};
 
 use super::part;
 use crate::figures::{Bound, Figure, Samples};
-use crate::fleet::FleetNode;
 
 /// Agents that listen.
 const NODES: usize = 100;
@@ -69,7 +68,7 @@ pub(super) async fn run(args: &Args) -> Result<Seen> {
     let mut author = FleetNode::join(&args.token, "author", 0).await?;
     for number in 0..args.changes {
         let begun = Instant::now();
-        let revision = author.attach(number).await?;
+        let revision = author.attach(number).await?.revision;
         let all = applied.iter_mut().map(|seen| seen.wait_for(|at| *at >= revision));
         tokio::time::timeout(PATIENCE, futures_util::future::try_join_all(all)).await??;
         took.push(begun.elapsed());

@@ -13,7 +13,7 @@ pub const MAX_IFNAME: usize = 15;
 pub enum TunError {
     /// There is no `/dev/net/tun`.
     #[error(
-        "/dev/net/tun cannot be opened: {0}; load the module tun, or give the agent access to the device"
+        "/dev/net/tun cannot be opened: {0}; load the module (`modprobe tun`), or give the agent access to the device"
     )]
     NoDevice(std::io::Error),
     /// The privilege is missing.

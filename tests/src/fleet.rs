@@ -1,6 +1,8 @@
 //! Nodes that are nothing but a connection: they join, attach and listen as agents do, and make no devices.
 
-use anyhow::{Context as _, Result, bail};
+use std::net::IpAddr;
+
+use anyhow::{Context as _, bail};
 use tokio_stream::wrappers::ReceiverStream;
 use znet_api::agent_client::{AgentClient, connect};
 use znet_api::convert::delta_from_wire;
@@ -10,18 +12,35 @@ use znet_api::v1;
 use znet_api::v1::watch_event::Event;
 use znet_api::v1::watch_request::Say;
 use znet_core::id::Revision;
-use znet_core::map::{Member, Record, SignedHead};
+use znet_core::map::{ContainerRecord, Member, Record, SignedHead};
+
+use crate::Result;
 
 /// A node of the fleet.
-pub(crate) struct FleetNode {
+pub struct FleetNode {
     token: JoinToken,
+    identity: Identity,
     client: AgentClient,
     name: String,
 }
 
+/// What a controller acknowledged.
+#[derive(Clone, Debug)]
+pub struct Acknowledged {
+    /// The container's name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The revision that holds it.
+    pub revision: Revision,
+}
+
 impl FleetNode {
     /// Joins the token's network as node `number` of a fleet.
-    pub(crate) async fn join(token: &JoinToken, fleet: &str, number: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// The controller cannot be reached or refuses.
+    pub async fn join(token: &JoinToken, fleet: &str, number: usize) -> Result<Self> {
         let identity = Identity::generate()?;
         let mut client = connect(&token.endpoints, token.pin, &identity).await?;
         let name = format!("{fleet}-{number}");
@@ -29,11 +48,23 @@ impl FleetNode {
         let secret = token.secret.to_bytes().to_vec();
         let endpoints = vec![format!("198.51.100.{}:51820", number % 250 + 1)];
         client.join(v1::JoinRequest { network, secret, name: name.clone(), endpoints }).await?;
-        Ok(Self { token: token.clone(), client, name })
+        Ok(Self { token: token.clone(), identity, client, name })
+    }
+
+    /// Connects anew, as the same node.
+    ///
+    /// # Errors
+    /// The controller cannot be reached.
+    pub async fn reconnect(&mut self) -> Result {
+        self.client = connect(&self.token.endpoints, self.token.pin, &self.identity).await?;
+        Ok(())
     }
 
     /// Joins many at once.
-    pub(crate) async fn join_all(token: &JoinToken, fleet: &str, count: usize) -> Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// As [`FleetNode::join`].
+    pub async fn join_all(token: &JoinToken, fleet: &str, count: usize) -> Result<Vec<Self>> {
         let joining = (0..count).map(|number| Self::join(token, fleet, number));
         futures_util::future::try_join_all(joining).await
     }
@@ -42,23 +73,35 @@ impl FleetNode {
         self.token.network.as_bytes().to_vec()
     }
 
-    /// Attaches container `number` of this node; returns the revision that holds it.
-    pub(crate) async fn attach(&mut self, number: usize) -> Result<Revision> {
+    /// Attaches container `number` of this node.
+    ///
+    /// # Errors
+    /// The controller cannot be reached or refuses.
+    pub async fn attach(&mut self, number: usize) -> Result<Acknowledged> {
         let name = format!("{}-c{number}", self.name);
         let request =
             v1::AttachRequest { network: self.network(), name, addresses: vec![], public_key: vec![] };
-        Ok(Revision::new(self.client.attach(request).await?.into_inner().revision))
+        let reply = self.client.attach(request).await?.into_inner();
+        let record = ContainerRecord::try_from(reply.container.as_ref().context("no container")?)?;
+        let addresses = record.addresses().collect();
+        Ok(Acknowledged { name: record.name.to_string(), addresses, revision: Revision::new(reply.revision) })
     }
 
     /// Detaches it.
-    pub(crate) async fn detach(&mut self, number: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// The controller cannot be reached or refuses.
+    pub async fn detach(&mut self, number: usize) -> Result {
         let name = format!("{}-c{number}", self.name);
         self.client.detach(v1::DetachRequest { network: self.network(), name }).await?;
         Ok(())
     }
 
     /// Opens the map's stream.
-    pub(crate) async fn watch(&mut self) -> Result<Watcher> {
+    ///
+    /// # Errors
+    /// The controller cannot be reached or refuses.
+    pub async fn watch(&mut self) -> Result<Watcher> {
         let (said, outbox) = tokio::sync::mpsc::channel(16);
         let say = |say| v1::WatchRequest { say: Some(say) };
         let resume = v1::Resume { network: self.network(), epoch: 0, revision: 0, digest: vec![] };
@@ -70,7 +113,7 @@ impl FleetNode {
 }
 
 /// A node's map, verified and applied as agents do.
-pub(crate) struct Watcher {
+pub struct Watcher {
     events: tonic::Streaming<v1::WatchEvent>,
     said: tokio::sync::mpsc::Sender<v1::WatchRequest>,
     member: Member,
@@ -79,7 +122,10 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     /// Waits for the next event, applies it and says so. Returns the revision that stands then.
-    pub(crate) async fn next(&mut self) -> Result<Revision> {
+    ///
+    /// # Errors
+    /// The stream ended, or what came does not verify.
+    pub async fn next(&mut self) -> Result<Revision> {
         let event = self.events.message().await?.and_then(|event| event.event);
         match event.context("the stream ended")? {
             Event::Delta(wire) => {
