@@ -88,7 +88,7 @@ impl Member {
     /// # Errors
     /// It does not, in time.
     pub fn wait_reaches(&self, to: IpAddr, timeout: Duration) -> Result {
-        let answered = || self.pings(to, Duration::from_millis(500)).ok().filter(|answered| *answered);
+        let answered = || self.pings(to, Duration::from_millis(200)).ok().filter(|answered| *answered);
         probe::until(&format!("{to} to answer {}", self.name), timeout, answered)?;
         Ok(())
     }

@@ -49,9 +49,9 @@ fn bad_input_is_refused_with_the_reason_and_changes_nothing() -> Result {
     let netless =
         ["attach", "--network", "nope", "--name", "x", "--netns", &path].map(str::to_owned).to_vec();
     let cases: Vec<(Vec<String>, i32, Vec<&str>)> = vec![
-        (to("a_b", &path, &[]), 2, vec!["a_b", "DNS label"]),
+        (to("a_b", &path, &[]), 2, vec!["a_b", "use a-z, 0-9 and -"]),
         (to("web", &path, &[]), 4, vec!["web"]),
-        (to("x", &path, &["--address", "10.99.0.1"]), 2, vec!["10.99.0.1", "10.77.0.0/29"]),
+        (to("x", &path, &["--address", "10.99.0.1"]), 2, vec!["10.99.0.1", "outside the network's prefixes"]),
         (to("x", &path, &["--address", &taken]), 4, vec![&taken, "web"]),
         (to("x", &path, &["--address", "10.77.0.3", "--address", "10.77.0.4"]), 2, vec!["one"]),
         (to("x", &path, &["--ifname", "a-name-far-too-long"]), 2, vec!["a-name-far-too-long", "15"]),
@@ -93,7 +93,7 @@ fn a_network_is_refused_with_prefixes_that_overlap_or_cannot_be_used() -> Result
         &world.controller.try_ctl(&["network", "create", "UPPER_case"])?,
         &[],
         2,
-        &["UPPER_case", "DNS label"],
+        &["UPPER_case", "use a-z, 0-9 and -"],
     );
     assert_eq!(world.controller.json(&["network", "list"])?, serde_json::json!([]));
     world.controller.ctl(&["network", "create", "acme"])?;

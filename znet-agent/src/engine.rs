@@ -1,7 +1,7 @@
 //! The agent's hold on its engine: adopt the one that runs, start one where none does, and give a new one everything
 //! that the old one had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::PublicKey;
-use znet_wg::control::{Device, DeviceStats, EngineClient, EngineError, Peer};
+use znet_wg::control::{Device, DeviceStats, EngineClient, EngineError, Peer, SessionKey};
 
 use crate::error::AgentError;
 use crate::host::socket::remove_wg_socket;
@@ -40,6 +40,8 @@ pub struct Engine {
     run_dir: PathBuf,
     client: Option<EngineClient>,
     networks: BTreeMap<NetworkId, HeldNetwork>,
+    /// The sessions that the last engine had when it ended.
+    ended: BTreeSet<SessionKey>,
 }
 
 /// What a restarted engine is told about its networks' peers.
@@ -48,7 +50,12 @@ pub type Peers<'a> = &'a dyn Fn(NetworkId) -> Vec<Peer>;
 impl Engine {
     /// Adopts the engine that runs, with all it serves, or remembers that one has to be started.
     pub fn adopt(run_dir: &Path) -> Self {
-        let mut engine = Self { run_dir: run_dir.to_owned(), client: None, networks: BTreeMap::new() };
+        let mut engine = Self {
+            run_dir: run_dir.to_owned(),
+            client: None,
+            networks: BTreeMap::new(),
+            ended: BTreeSet::new(),
+        };
         if let Ok(mut client) = EngineClient::connect(&engine.socket()) {
             match client.dump() {
                 Ok(dump) => {
@@ -87,10 +94,11 @@ impl Engine {
 
     /// Stops the engine that runs, so that a new one gets everything that it had.
     pub fn dismiss(&mut self) {
-        if let Some(mut client) = self.client.take()
-            && let Err(error) = client.shutdown()
-        {
-            tracing::warn!(%error, "the old engine did not confirm its end");
+        if let Some(mut client) = self.client.take() {
+            self.ended = client.sessions();
+            if let Err(error) = client.shutdown() {
+                tracing::warn!(%error, "the old engine did not confirm its end");
+            }
         }
     }
 
@@ -104,7 +112,9 @@ impl Engine {
         {
             return Ok(false);
         }
-        self.client = None;
+        if let Some(dead) = self.client.take() {
+            self.ended = dead.sessions();
+        }
         let file = self.log()?;
         let exe = Path::new("/proc/self/exe");
         let exe =
@@ -119,6 +129,12 @@ impl Engine {
                 client.put_device(*id, held.device.clone(), &held.fds)?;
             }
             client.replace_peers(*id, peers(*id))?;
+        }
+        // The others may go on sending to sessions that ended with the old engine, and would notice only after a while.
+        for ((network, device), peers) in by_device(std::mem::take(&mut self.ended)) {
+            if self.networks.get(&network).is_some_and(|held| held.devices.contains_key(&device)) {
+                client.wake(network, device, &peers)?;
+            }
         }
         self.client = Some(client);
         Ok(true)
@@ -281,7 +297,15 @@ impl Engine {
     }
 }
 
+fn by_device(sessions: BTreeSet<SessionKey>) -> BTreeMap<(NetworkId, ContainerId), Vec<PublicKey>> {
+    let mut all: BTreeMap<_, Vec<PublicKey>> = BTreeMap::new();
+    for (network, device, peer) in sessions {
+        all.entry((network, device)).or_default().push(peer);
+    }
+    all
+}
+
 /// The addresses of a device as a set, for comparison.
-pub fn address_set(device: &Device) -> std::collections::BTreeSet<IpAddr> {
+pub fn address_set(device: &Device) -> BTreeSet<IpAddr> {
     device.addresses.iter().copied().collect()
 }

@@ -1,5 +1,6 @@
 //! The agent's side of the control connection. Blocking, with timeouts: an agent calls it from a thread of its own.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,6 +10,7 @@ use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::PublicKey;
 
 use super::frame::{FrameError, recv_frame, send_frame};
+use super::sessions::{SessionKey, read_sessions};
 use super::{Batch, Device, DeviceStats, MAX_PEERS_PER_MESSAGE, PROTOCOL, Peer, Reply, Request};
 
 /// How long an engine may take for one answer.
@@ -43,8 +45,6 @@ pub struct DumpedNetwork {
     pub network: NetworkId,
     /// Number of peers in its directory.
     pub peers: usize,
-    /// The note of the agent that filled the directory.
-    pub mark: String,
     /// Its UDP sockets.
     pub sockets: Vec<OwnedFd>,
 }
@@ -75,6 +75,7 @@ pub struct EngineDump {
 #[derive(Debug)]
 pub struct EngineClient {
     stream: UnixStream,
+    sessions: Option<OwnedFd>,
     /// The engine's process.
     pub pid: u32,
     /// The engine's version of znet.
@@ -91,8 +92,11 @@ impl EngineClient {
         stream.set_read_timeout(Some(TIMEOUT)).map_err(FrameError::from)?;
         stream.set_write_timeout(Some(TIMEOUT)).map_err(FrameError::from)?;
         send_frame(&stream, &Request::Hello { protocol: PROTOCOL }, &[])?;
-        match recv_frame::<Reply>(&stream)?.0 {
-            Reply::Hello { protocol: PROTOCOL, pid, version } => Ok(Self { stream, pid, version }),
+        let (reply, fds) = recv_frame::<Reply>(&stream)?;
+        match reply {
+            Reply::Hello { protocol: PROTOCOL, pid, version } => {
+                Ok(Self { stream, sessions: fds.into_iter().next(), pid, version })
+            }
             Reply::Hello { protocol, .. } => Err(EngineError::Protocol { got: protocol }),
             Reply::Error { message } => Err(EngineError::Refused(message)),
             _ => Err(EngineError::Confused),
@@ -183,12 +187,25 @@ impl EngineClient {
         Ok(())
     }
 
-    /// Leaves a note about a network with the engine.
+    /// Has a device begin handshakes with peers at once.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn set_mark(&mut self, network: NetworkId, mark: &str) -> Result<(), EngineError> {
-        self.done(&Request::SetMark { network, mark: mark.to_owned() }, &[])
+    pub fn wake(
+        &mut self,
+        network: NetworkId,
+        device: ContainerId,
+        peers: &[PublicKey],
+    ) -> Result<(), EngineError> {
+        for peers in peers.chunks(MAX_PEERS_PER_MESSAGE) {
+            self.done(&Request::Wake { network, device, peers: peers.to_vec() }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The sessions that the engine began, also when it is dead.
+    pub fn sessions(&self) -> BTreeSet<SessionKey> {
+        self.sessions.as_ref().map(read_sessions).unwrap_or_default()
     }
 
     /// Everything that the engine serves, descriptors included.
@@ -201,8 +218,8 @@ impl EngineClient {
         loop {
             let (reply, fds) = recv_frame::<Reply>(&self.stream)?;
             match reply {
-                Reply::Network { network, peers, mark } => {
-                    dump.networks.push(DumpedNetwork { network, peers, mark, sockets: fds });
+                Reply::Network { network, peers } => {
+                    dump.networks.push(DumpedNetwork { network, peers, sockets: fds });
                 }
                 Reply::Device { network, device, gone } => {
                     dump.devices.push(DumpedDevice { network, device, gone, fds });

@@ -5,6 +5,7 @@
 
 mod client;
 mod frame;
+mod sessions;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use znet_core::key::{PresharedKey, PrivateKey, PublicKey};
 
 pub use client::{DumpedDevice, DumpedNetwork, EngineClient, EngineDump, EngineError};
 pub use frame::{FrameError, MAX_FRAME, recv_frame, send_frame};
+pub use sessions::{SessionKey, SessionList, read_sessions};
 
 /// The version of this protocol.
 pub const PROTOCOL: u32 = 1;
@@ -149,12 +151,14 @@ pub enum Request {
         /// Their keys.
         keys: Vec<PublicKey>,
     },
-    /// Remember a note of the agent about a network: what its directory was made from.
-    SetMark {
+    /// Begin handshakes with peers at once, whether there is a packet for them or not.
+    Wake {
         /// The network.
         network: NetworkId,
-        /// At most 256 bytes.
-        mark: String,
+        /// The container.
+        device: ContainerId,
+        /// At most [`MAX_PEERS_PER_MESSAGE`] keys.
+        peers: Vec<PublicKey>,
     },
     /// Tell everything, descriptors included. Answered by one reply a network and a device, then [`Reply::End`].
     Dump,
@@ -170,7 +174,7 @@ pub enum Request {
 pub enum Reply {
     /// It is so now.
     Done,
-    /// Who answers.
+    /// Who answers; beside it the list of its sessions (see [`SessionList`]).
     Hello {
         /// The engine's [`PROTOCOL`].
         protocol: u32,
@@ -185,9 +189,8 @@ pub enum Reply {
         network: NetworkId,
         /// Number of peers in the directory.
         peers: usize,
-        /// The agent's note.
-        mark: String,
     },
+
     /// A device; beside it its TUN device and its listening `wg(8)` socket.
     Device {
         /// The network.

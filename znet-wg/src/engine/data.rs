@@ -28,8 +28,10 @@ pub(super) fn run(state: &Mutex<State>, epoll: &Epoll) {
     let mut events = [EpollEvent::empty(); EVENTS];
     let mut buffer = vec![0u8; MAX_PACKET + 1];
     let mut next_tick = Instant::now() + TICK;
+    let mut next_retry = None;
     loop {
-        let wait = next_tick.saturating_duration_since(Instant::now());
+        let wake = next_retry.map_or(next_tick, |retry: Instant| retry.min(next_tick));
+        let wait = wake.saturating_duration_since(Instant::now());
         let timeout =
             EpollTimeout::try_from(wait.as_millis().min(1_000) as i32 + 1).unwrap_or(EpollTimeout::ZERO);
         let ready = match epoll.wait(&mut events, timeout) {
@@ -39,23 +41,31 @@ pub(super) fn run(state: &Mutex<State>, epoll: &Epoll) {
             Err(error) => panic_without_poll(error),
         };
         let mut state = lock(state);
+        let state = &mut *state;
         let now = Instant::now();
         for event in events.iter().take(ready) {
             match state.sources.get(&event.data()).copied() {
                 Some(Source::Tun(network, device)) => {
-                    drain_tun(&mut state, network, device, &mut buffer, now);
+                    drain_tun(state, network, device, &mut buffer, now);
                 }
-                Some(Source::Udp4(network)) => drain_udp(&mut state, network, true, &mut buffer, now),
-                Some(Source::Udp6(network)) => drain_udp(&mut state, network, false, &mut buffer, now),
+                Some(Source::Udp4(network)) => drain_udp(state, network, true, &mut buffer, now),
+                Some(Source::Udp6(network)) => drain_udp(state, network, false, &mut buffer, now),
                 None => {}
             }
+        }
+        next_retry = None;
+        for served in state.networks.values_mut() {
+            let (network, mut sink) = served.split(&mut state.sessions);
+            network.retry(now, &mut sink);
+            next_retry = next_retry.into_iter().chain(network.next_retry()).min();
         }
         if now >= next_tick {
             next_tick = now + TICK;
             for served in state.networks.values_mut() {
-                let (network, mut sink) = served.split();
+                let (network, mut sink) = served.split(&mut state.sessions);
                 network.tick(now, &mut sink);
             }
+            state.tidy_sessions();
         }
     }
 }
@@ -76,7 +86,7 @@ fn drain_tun(state: &mut State, id: NetworkId, device: ContainerId, buffer: &mut
         let Some(ports) = served.ports.get(&device) else { return };
         match nix::unistd::read(ports.tun.as_fd(), buffer) {
             Ok(len) => {
-                let (network, mut sink) = served.split();
+                let (network, mut sink) = served.split(&mut state.sessions);
                 network.from_tun(device, buffer.get(..len).unwrap_or_default(), now, &mut sink);
             }
             Err(Errno::EINTR) => {}
@@ -98,7 +108,7 @@ fn drain_udp(state: &mut State, id: NetworkId, v4: bool, buffer: &mut [u8], now:
         let Some(socket) = socket else { return };
         match socket.recv_from(buffer) {
             Ok((len, from)) => {
-                let (network, mut sink) = served.split();
+                let (network, mut sink) = served.split(&mut state.sessions);
                 network.from_udp(from, buffer.get(..len).unwrap_or_default(), now, &mut sink);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,

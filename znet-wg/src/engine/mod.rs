@@ -15,6 +15,8 @@ use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
+use crate::control::SessionList;
+
 pub use sandbox::{SandboxError, UNPRIVILEGED_ID};
 pub use spawn::{SpawnError, spawn};
 
@@ -51,7 +53,7 @@ pub fn run() -> Result<(), EngineFailure> {
     let _ = nix::unistd::setsid();
     sandbox::drop_privileges()?;
     let epoll = Arc::new(data::epoll()?);
-    let state = Arc::new(Mutex::new(state::State::new(epoll.clone())));
+    let state = Arc::new(Mutex::new(state::State::new(epoll.clone(), SessionList::new()?)));
     let (running, started) = std::sync::mpsc::channel();
     let mover = {
         let state = state.clone();

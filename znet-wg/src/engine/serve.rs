@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,8 +22,6 @@ use crate::net::Device;
 
 /// How long an agent or `wg(8)` may take over one message before it is hung up on.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest note that an agent leaves.
-const MAX_MARK: usize = 256;
 /// How long the figures of a poll may be old before listening sockets are collected anew.
 const POLL_MILLIS: u16 = 1_000;
 
@@ -107,7 +105,8 @@ fn answer(stream: &UnixStream, state: &Mutex<State>) -> Result<Next, FrameError>
     match request {
         Request::Hello { .. } => {
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            send_frame(stream, &Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version }, &[])?;
+            let reply = Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version };
+            send_frame(stream, &reply, &[lock(state).sessions.file().as_fd()])?;
         }
         Request::Shutdown => {
             send_frame(stream, &Reply::Done, &[])?;
@@ -154,9 +153,10 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             let served = served(state, network)?;
             keys.iter().for_each(|key| served.network.remove_peer(key));
         }
-        Request::SetMark { network, mut mark } => {
-            mark.truncate(mark.floor_char_boundary(MAX_MARK));
-            served(state, network)?.mark = mark;
+        Request::Wake { network, device, peers } => {
+            let served = state.networks.get_mut(&network).ok_or_else(|| not_served(network))?;
+            let (network, mut sink) = served.split(&mut state.sessions);
+            network.wake(device, peers.iter().take(MAX_PEERS_PER_MESSAGE), Instant::now(), &mut sink);
         }
         Request::Hello { .. } | Request::Dump | Request::Stats | Request::Shutdown => {}
     }
@@ -164,13 +164,16 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
 }
 
 fn served(state: &mut State, network: NetworkId) -> Result<&mut Served, String> {
-    state.networks.get_mut(&network).ok_or_else(|| format!("network {network} is not served"))
+    state.networks.get_mut(&network).ok_or_else(|| not_served(network))
+}
+
+fn not_served(network: NetworkId) -> String {
+    format!("network {network} is not served")
 }
 
 fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
     for (id, served) in &state.networks {
-        let reply =
-            Reply::Network { network: *id, peers: served.network.directory.len(), mark: served.mark.clone() };
+        let reply = Reply::Network { network: *id, peers: served.network.directory.len() };
         send_frame(stream, &reply, &served.sockets())?;
         for device in served.network.devices() {
             let Some(Ports { tun, uapi, gone, .. }) = served.ports.get(&device.id) else { continue };

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use znet_core::id::{ContainerId, NetworkId};
+use znet_core::key::PublicKey;
 
+use crate::control::SessionList;
 use crate::net::{Network, Sink};
 
 /// Most networks that one engine serves.
@@ -36,8 +38,8 @@ pub(super) struct Ports {
 
 /// A network and its descriptors.
 pub(super) struct Served {
+    id: NetworkId,
     pub(super) network: Network,
-    pub(super) mark: String,
     pub(super) udp4: Option<UdpSocket>,
     pub(super) udp6: Option<UdpSocket>,
     pub(super) ports: HashMap<ContainerId, Ports>,
@@ -47,13 +49,32 @@ pub(super) struct Served {
 pub(super) struct State {
     pub(super) networks: HashMap<NetworkId, Served>,
     pub(super) sources: HashMap<u64, Source>,
+    /// What the next engine should begin anew.
+    pub(super) sessions: SessionList,
     epoll: Arc<Epoll>,
     next_token: u64,
 }
 
 impl State {
-    pub(super) fn new(epoll: Arc<Epoll>) -> Self {
-        Self { networks: HashMap::new(), sources: HashMap::new(), epoll, next_token: 1 }
+    pub(super) fn new(epoll: Arc<Epoll>, sessions: SessionList) -> Self {
+        Self { networks: HashMap::new(), sources: HashMap::new(), sessions, epoll, next_token: 1 }
+    }
+
+    /// Throws out what is noted of sessions that ended, when that is most of it.
+    pub(super) fn tidy_sessions(&mut self) {
+        let live = || {
+            self.networks.iter().flat_map(|(id, served)| {
+                let of = |device: &crate::net::Device| {
+                    let (device_id, peers) = (device.id, device.peers().copied().collect::<Vec<_>>());
+                    peers.into_iter().map(move |peer| (*id, device_id, peer))
+                };
+                served.network.devices().flat_map(of).collect::<Vec<_>>()
+            })
+        };
+        let count = self.networks.values().map(|served| served.network.sessions()).sum();
+        if self.sessions.is_stale(count) {
+            self.sessions.rewrite(live());
+        }
     }
 
     /// Serves a network, or changes what may change of one that is served.
@@ -89,7 +110,7 @@ impl State {
             self.watch(socket, Source::Udp6(id))?;
         }
         let network = Network::new(keepalive, rand::random(), Instant::now());
-        self.networks.insert(id, Served { network, mark: String::new(), udp4, udp6, ports: HashMap::new() });
+        self.networks.insert(id, Served { id, network, udp4, udp6, ports: HashMap::new() });
         Ok(())
     }
 
@@ -175,9 +196,11 @@ impl State {
 /// Sockets and TUN devices as the packet logic sees them. What the kernel does not take at once is dropped: a tunnel is
 /// a network and not a queue.
 pub(super) struct IoSink<'a> {
-    pub(super) udp4: Option<&'a UdpSocket>,
-    pub(super) udp6: Option<&'a UdpSocket>,
-    pub(super) ports: &'a HashMap<ContainerId, Ports>,
+    id: NetworkId,
+    udp4: Option<&'a UdpSocket>,
+    udp6: Option<&'a UdpSocket>,
+    ports: &'a HashMap<ContainerId, Ports>,
+    sessions: &'a mut SessionList,
 }
 
 impl Sink for IoSink<'_> {
@@ -190,13 +213,17 @@ impl Sink for IoSink<'_> {
         let ports = self.ports.get(&device);
         ports.is_some_and(|ports| nix::unistd::write(ports.tun.as_fd(), packet).is_ok())
     }
+
+    fn began(&mut self, device: ContainerId, peer: &PublicKey) {
+        self.sessions.push(&(self.id, device, *peer));
+    }
 }
 
 impl Served {
     /// The packet logic and where its packets go, to be used together.
-    pub(super) fn split(&mut self) -> (&mut Network, IoSink<'_>) {
-        let sink = IoSink { udp4: self.udp4.as_ref(), udp6: self.udp6.as_ref(), ports: &self.ports };
-        (&mut self.network, sink)
+    pub(super) fn split<'a>(&'a mut self, sessions: &'a mut SessionList) -> (&'a mut Network, IoSink<'a>) {
+        let (udp4, udp6) = (self.udp4.as_ref(), self.udp6.as_ref());
+        (&mut self.network, IoSink { id: self.id, udp4, udp6, ports: &self.ports, sessions })
     }
 
     /// The port that peers send to.

@@ -93,6 +93,11 @@ impl Device {
         self.sessions.get(peer).map(|(_, session)| session)
     }
 
+    /// The peers with which it has sessions, or makes them.
+    pub fn peers(&self) -> impl Iterator<Item = &PublicKey> {
+        self.sessions.keys()
+    }
+
     /// One limiter for all sessions of the device, so that its cookies hold for all of them.
     pub(super) fn limiter(&self) -> &Arc<RateLimiter> {
         &self.limiter

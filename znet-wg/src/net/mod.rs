@@ -15,6 +15,7 @@ mod session;
 use std::net::SocketAddr;
 
 use znet_core::id::ContainerId;
+use znet_core::key::PublicKey;
 
 pub use device::{Device, MAX_SESSIONS_PER_DEVICE};
 pub use directory::{Directory, DirectoryEntry};
@@ -28,4 +29,6 @@ pub trait Sink {
     fn send(&mut self, to: SocketAddr, datagram: &[u8]) -> bool;
     /// Hands a packet to a container. `false` when it had to be dropped.
     fn deliver(&mut self, device: ContainerId, packet: &[u8]) -> bool;
+    /// Notes that a device begins a session with a peer.
+    fn began(&mut self, _device: ContainerId, _peer: &PublicKey) {}
 }

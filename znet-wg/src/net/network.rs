@@ -1,6 +1,7 @@
 //! One network: its port, its directory, its devices, and the way of a packet between them.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,8 @@ pub struct Network {
     scratch: Box<[u8]>,
     budget: Budget,
     expired: Vec<(ContainerId, PublicKey)>,
+    /// Quick retries by the time at which they are due; those of sessions that were answered are passed over then.
+    retries: BinaryHeap<Reverse<(Instant, ContainerId, PublicKey)>>,
 }
 
 /// What initiations may still cost within the current second.
@@ -90,6 +93,7 @@ impl Network {
             scratch: vec![0; super::MAX_PACKET + 64].into_boxed_slice(),
             budget: Budget { since: now, all: 0, strangers: 0 },
             expired: Vec::new(),
+            retries: BinaryHeap::new(),
         }
     }
 
@@ -111,6 +115,11 @@ impl Network {
     /// All devices, in no order.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.devices.values()
+    }
+
+    /// Number of sessions, those that are being made included.
+    pub fn sessions(&self) -> usize {
+        self.indices.len()
     }
 
     /// Adds a device, or replaces the settings of the one of the same container. Its sessions live on unless its key
@@ -182,7 +191,7 @@ impl Network {
             device.stats.drop_destination += 1;
             return;
         };
-        if !device.sessions.contains_key(&key) && !self.make_session(id, key, now) {
+        if !device.sessions.contains_key(&key) && !self.make_session(id, key, now, sink) {
             return;
         }
         let Some(device) = self.devices.get_mut(&id) else { return };
@@ -194,7 +203,12 @@ impl Network {
             device.stats.drop_endpoint += 1;
             return;
         }
-        if session.send(packet, &mut self.scratch, now, sink) {
+        let armed = session.retry_at();
+        let sent = session.send(packet, &mut self.scratch, now, sink);
+        if let Some(at) = session.retry_at().filter(|_| armed.is_none()) {
+            self.retries.push(Reverse((at, id, key)));
+        }
+        if sent {
             device.stats.tx_packets += 1;
             device.stats.tx_bytes += packet.len() as u64;
         } else {
@@ -205,7 +219,7 @@ impl Network {
     /// A datagram came in on the network's port.
     pub fn from_udp(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, sink: &mut impl Sink) {
         let (device, key) = match Tunn::parse_incoming_packet(datagram) {
-            Ok(Packet::HandshakeInit(_)) => match self.initiator(from, datagram, now) {
+            Ok(Packet::HandshakeInit(_)) => match self.initiator(from, datagram, now, sink) {
                 Some(found) => found,
                 None => return,
             },
@@ -226,6 +240,48 @@ impl Network {
             }
         };
         self.receive(device, key, from, datagram, now, sink);
+    }
+
+    /// Begins handshakes of a device with peers at once.
+    pub fn wake<'a>(
+        &mut self,
+        id: ContainerId,
+        peers: impl IntoIterator<Item = &'a PublicKey>,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        for key in peers {
+            let Some(device) = self.devices.get(&id) else { return };
+            if device.session(key).is_none() && !self.make_session(id, *key, now, sink) {
+                continue;
+            }
+            self.with_session(id, *key, |session, scratch| session.initiate(scratch, now, sink));
+        }
+    }
+
+    /// When the next quick retry is due, if one is.
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.retries.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// Sends again what was not answered, as far as that is due.
+    pub fn retry(&mut self, now: Instant, sink: &mut impl Sink) {
+        while self.next_retry().is_some_and(|at| at <= now) {
+            if let Some(Reverse((_, id, key))) = self.retries.pop() {
+                self.with_session(id, key, |session, scratch| session.retry(scratch, now, sink));
+            }
+        }
+    }
+
+    /// Does something with a session that may arm a retry.
+    fn with_session(&mut self, id: ContainerId, key: PublicKey, act: impl FnOnce(&mut Session, &mut [u8])) {
+        let session = self.devices.get_mut(&id).and_then(|device| device.sessions.get_mut(&key));
+        let Some((_, session)) = session else { return };
+        let armed = session.retry_at();
+        act(session, &mut self.scratch);
+        if let Some(at) = session.retry_at().filter(|at| armed != Some(*at)) {
+            self.retries.push(Reverse((at, id, key)));
+        }
     }
 
     /// Lets time pass for all sessions that are held.
@@ -296,6 +352,7 @@ impl Network {
         from: SocketAddr,
         datagram: &[u8],
         now: Instant,
+        sink: &mut impl Sink,
     ) -> Option<(ContainerId, PublicKey)> {
         let known = self.knows_endpoint(&from);
         if datagram.len() != INITIATION_LEN || !self.budget.admits(known, now) {
@@ -327,11 +384,11 @@ impl Network {
                 None
             }
             Some(_) => Some((id, key)),
-            None => self.make_session(id, key, now).then_some((id, key)),
+            None => self.make_session(id, key, now, sink).then_some((id, key)),
         }
     }
 
-    fn make_session(&mut self, id: ContainerId, key: PublicKey, now: Instant) -> bool {
+    fn make_session(&mut self, id: ContainerId, key: PublicKey, now: Instant, sink: &mut impl Sink) -> bool {
         let index = self.free_index();
         let Some(device) = self.devices.get_mut(&id) else { return false };
         if device.sessions.len() >= MAX_SESSIONS_PER_DEVICE {
@@ -344,6 +401,7 @@ impl Network {
         device.sessions.insert(key, (index, Session::new(tunn, entry.endpoint(0), now)));
         device.stats.sessions = device.sessions.len() as u64;
         self.indices.insert(index, (id, key));
+        sink.began(id, &key);
         true
     }
 

@@ -9,6 +9,8 @@
 //!   our own packet has gone unanswered for long enough, unless something is due.
 //! - Eight initiations whose responses are lost push a working session out of its ring: [`Session::admits_initiation`]
 //!   refuses further ones while the session in use still brings packets.
+//! - It sends an unanswered initiation again only after five seconds: [`Session::retry`] is quicker, for a session that
+//!   never worked yet.
 //! - After nine minutes without a session it refuses to go on: [`Tick::Expired`] makes the caller drop it, and the next
 //!   packet makes a new one.
 
@@ -27,6 +29,16 @@ const NO_REKEY_BEFORE: Duration = Duration::from_secs(100);
 const MAX_UNCONFIRMED: u32 = 6;
 /// A session is dropped when nothing was sent or received for this long: well beyond REJECT_AFTER_TIME.
 const IDLE_AFTER: Duration = Duration::from_secs(240);
+/// How long after an initiation of a session that never worked the next one is sent while no answer comes. WireGuard's own
+/// retry takes five seconds (REKEY_TIMEOUT), and the first initiation may well come before the peer's node has learned of
+/// this container.
+const QUICK_RETRIES: [Duration; 5] = [
+    Duration::from_millis(40),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(600),
+    Duration::from_millis(1_500),
+];
 /// Size of a handshake initiation, and the least room that `Tunn` asks for.
 const HANDSHAKE_LEN: usize = 148;
 
@@ -74,6 +86,9 @@ pub struct Session {
     last_received: Instant,
     first_unanswered: Option<Instant>,
     handshaking: bool,
+    /// Quick retries that were begun.
+    retries: usize,
+    retry_at: Option<Instant>,
     unconfirmed: u32,
     receiver: Option<u32>,
     established: Option<(Instant, SystemTime)>,
@@ -94,6 +109,8 @@ impl Session {
             last_received: now,
             first_unanswered: None,
             handshaking: false,
+            retries: 0,
+            retry_at: None,
             unconfirmed: 0,
             receiver: None,
             established: None,
@@ -152,6 +169,9 @@ impl Session {
                 let len = datagram.len();
                 self.first_unanswered.get_or_insert(now);
                 self.handshaking |= initiation;
+                if initiation && self.retry_at.is_none() {
+                    self.arm(now);
+                }
                 let datagram = scratch.get(..len).unwrap_or_default();
                 transmit(&mut self.last_sent, &mut self.tx_bytes, self.endpoint, datagram, now, sink)
             }
@@ -228,6 +248,38 @@ impl Session {
         }
     }
 
+    /// When a quick retry is due, if one is.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Sends an initiation again that was not answered, when that is due.
+    pub fn retry(&mut self, scratch: &mut [u8], now: Instant, sink: &mut impl Sink) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.initiate(scratch, now, sink);
+        }
+    }
+
+    /// Begins a handshake, whatever is under way.
+    pub fn initiate(&mut self, scratch: &mut [u8], now: Instant, sink: &mut impl Sink) {
+        if let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(scratch, true) {
+            let len = datagram.len();
+            self.first_unanswered.get_or_insert(now);
+            self.handshaking = true;
+            self.arm(now);
+            let datagram = scratch.get(..len).unwrap_or_default();
+            transmit(&mut self.last_sent, &mut self.tx_bytes, self.endpoint, datagram, now, sink);
+        }
+    }
+
+    fn arm(&mut self, now: Instant) {
+        if self.established.is_none() {
+            self.retry_at = QUICK_RETRIES.get(self.retries).map(|pause| now + *pause);
+            self.retries += 1;
+        }
+    }
+
     /// Lets time pass: retries and rekeys, sends keepalives, expires.
     pub fn tick(&mut self, scratch: &mut [u8], now: Instant, sink: &mut impl Sink) -> Tick {
         let quiet = now.duration_since(self.last_sent).min(now.duration_since(self.last_received));
@@ -262,6 +314,7 @@ impl Session {
         self.unconfirmed = 0;
         self.attempt = 0;
         self.handshaking = false;
+        self.retry_at = None;
         self.endpoint = Some(from);
         self.flush_wanted = true;
     }
