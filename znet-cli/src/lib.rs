@@ -31,6 +31,16 @@ pub fn init_logging(level: &str, format: LogFormat) {
     };
 }
 
+/// Lets the process open as many files as the system allows it: a daemon holds some for each connection and container.
+pub fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Writes the completions of a command line for a shell to standard output.
 pub fn completions<C: CommandFactory>(shell: clap_complete::Shell) {
     let mut command = C::command();

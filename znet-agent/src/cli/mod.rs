@@ -61,6 +61,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Run(run) => {
             znet_cli::init_logging(&args.log_level, args.log_format);
+            znet_cli::raise_open_files();
             runtime(true)?.block_on(run::run(run, args.run_dir)).map(|()| ExitCode::SUCCESS)
         }
         Command::Exec(exec) => exec::exec(&client, exec),

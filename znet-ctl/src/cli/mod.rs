@@ -54,6 +54,7 @@ fn dispatch(args: Args) -> Result {
     match args.command {
         Command::Serve(serve) => {
             znet_cli::init_logging(&args.log_level, args.log_format);
+            znet_cli::raise_open_files();
             let (data_dir, listen, advertise) = (serve.data_dir, serve.listen, serve.advertise);
             let options = ServeOptions { data_dir, listen, advertise, socket: args.socket };
             Ok(runtime(true)?.block_on(serve::run(options))?)

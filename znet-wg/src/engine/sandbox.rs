@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -31,6 +31,9 @@ pub enum SandboxError {
 /// Gives up user, groups, capabilities, core dumps and the possibility to gain anything back.
 pub(super) fn drop_privileges() -> Result<(), SandboxError> {
     let step = |step| move |source| SandboxError::Privileges { step, source };
+    // Two descriptors for each container: the usual limit of 1,024 is soon too low.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(step("limit of open files"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(step("limit of open files"))?;
     if Uid::effective().is_root() {
         for capability in CAPABILITIES {
             // SAFETY: PR_CAPBSET_DROP takes a number and touches no memory of ours.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -60,17 +60,14 @@ pub(super) fn run(listener: &UnixListener, state: &Mutex<State>, owner: Uid) -> 
 type Ready = (bool, bool, Vec<(NetworkId, ContainerId)>);
 
 fn wait(listener: &UnixListener, agent: Option<&UnixStream>, state: &Mutex<State>) -> std::io::Result<Ready> {
-    // Copies, so that the lock is not held while waiting.
-    let uapi: Vec<(NetworkId, ContainerId, OwnedFd)> = {
+    // Held on their own, so that the lock is not held while waiting.
+    let uapi: Vec<(NetworkId, ContainerId, Arc<UnixListener>)> = {
         let state = lock(state);
         let all = state
             .networks
             .iter()
             .flat_map(|(id, served)| served.ports.iter().map(move |(d, p)| (*id, *d, p)));
-        all.filter_map(|(id, device, ports)| {
-            Some((id, device, ports.uapi.as_fd().try_clone_to_owned().ok()?))
-        })
-        .collect()
+        all.map(|(id, device, ports)| (id, device, ports.uapi.clone())).collect()
     };
     let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     fds.extend(uapi.iter().map(|(_, _, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));

@@ -30,7 +30,7 @@ pub(super) enum Source {
 /// A device's descriptors.
 pub(super) struct Ports {
     pub(super) tun: OwnedFd,
-    pub(super) uapi: UnixListener,
+    pub(super) uapi: Arc<UnixListener>,
     /// The TUN device went away with its namespace.
     pub(super) gone: bool,
     token: u64,
@@ -147,7 +147,7 @@ impl State {
             };
             self.remove_ports(network, id);
             let token = self.watch(&tun, Source::Tun(network, id))?;
-            let ports = Ports { tun, uapi: UnixListener::from(uapi), gone: false, token };
+            let ports = Ports { tun, uapi: Arc::new(UnixListener::from(uapi)), gone: false, token };
             if let Some(served) = self.networks.get_mut(&network) {
                 served.ports.insert(id, ports);
             }
