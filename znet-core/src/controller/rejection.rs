@@ -90,7 +90,7 @@ pub enum Rejection {
         name: Name,
     },
     /// The address is not inside the network's prefixes.
-    #[error("address {address} is outside the network's prefixes")]
+    #[error("address {address} is outside the network's prefixes, which `znet-ctl network show` tells")]
     OutsidePrefix {
         /// The address.
         address: IpAddr,
