@@ -71,7 +71,7 @@ pub(super) fn note(
             let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();
             format!("{nodes} absent nodes with {} containers: {}", containers.len(), names.join(", "))
         }
-        (Command::NewEpoch, _) => format!("epoch {}", before.conf().epoch.get().saturating_add(1)),
+        (Command::NewEpoch, _) => format!("the epoch after {}", before.conf().epoch),
         _ => String::new(),
     };
     AuditNote { at, actor: actor.clone(), action: action(command, actor), detail }
