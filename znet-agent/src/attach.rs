@@ -92,6 +92,31 @@ pub async fn attach(
 /// [`AgentError::File`]: that it has to be told to the controller later could not be noted.
 pub async fn detach(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Result<bool, AgentError> {
     let _guard = joined.lock_name(name).await;
+    detach_locked(agent, joined, name).await
+}
+
+/// Detaches this very attachment: one that took its place meanwhile stays.
+///
+/// # Errors
+/// As for [`detach`].
+pub(crate) async fn detach_this(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    attachment: &Attachment,
+) -> Result<(), AgentError> {
+    let _guard = joined.lock_name(&attachment.name).await;
+    if is_current(joined, attachment) {
+        detach_locked(agent, joined, &attachment.name).await?;
+    }
+    Ok(())
+}
+
+/// Whether an attachment is still the one of its name. To be asked under the lock on the name.
+pub(crate) fn is_current(joined: &Joined, attachment: &Attachment) -> bool {
+    joined.state().attachments.get(&attachment.name) == Some(attachment)
+}
+
+async fn detach_locked(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Result<bool, AgentError> {
     let attachment = joined.state().attachments.get(name).cloned();
     // Noted before anything is taken away: a crash in between leaves a note too many, never a container too many.
     note_release(agent, joined, name, true).await?;

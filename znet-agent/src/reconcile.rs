@@ -7,14 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use znet_api::v1;
 use znet_core::key::PrivateKey;
-use znet_core::name::Name;
 use znet_core::plan::{Desired, DeviceKey, Observed, ObservedService, Step, plan};
 use znet_wg::control::Device;
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{
-    addresses, ask_controller, blocking, build, detach, device, drop_local, is_ours, put_attachment,
-    release_leftovers, still_there,
+    addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
+    put_attachment, release_leftovers, still_there,
 };
 use crate::engine::address_set;
 use crate::error::AgentError;
@@ -217,9 +216,9 @@ async fn look_at(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachmen
     let there = still_there(&attachment.netns, attachment.netns_id);
     let result = if !there {
         tracing::info!(%name, netns = %attachment.netns.display(), "the container's namespace is gone; detaching it");
-        detach(agent, joined, &name).await.map(drop)
+        detach_this(agent, joined, &attachment).await
     } else if vanished || agent.engine().device(joined.membership.network, attachment.container).is_none() {
-        rebuild(agent, joined, &name).await
+        rebuild(agent, joined, attachment, vanished).await
     } else {
         mend(agent, joined, attachment).await
     };
@@ -230,9 +229,20 @@ async fn look_at(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachmen
 
 /// Makes a device anew: its interface was removed, or engine and agent both died. A new pair comes from the controller,
 /// since nothing here keeps the old one.
-async fn rebuild(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Result<(), AgentError> {
-    let _guard = joined.lock_name(name).await;
-    let Some(mut attachment) = joined.state().attachments.get(name).cloned() else { return Ok(()) };
+async fn rebuild(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    mut attachment: Attachment,
+    vanished: bool,
+) -> Result<(), AgentError> {
+    let name = attachment.name.clone();
+    let _guard = joined.lock_name(&name).await;
+    // It may have been detached, and its name attached again, since it was looked at; or an attach that was under way then
+    // has come to its end.
+    let served = agent.engine().device(joined.membership.network, attachment.container).is_some();
+    if !is_current(joined, &attachment) || (served && !vanished) {
+        return Ok(());
+    }
     let network = joined.membership.network;
     let held =
         agent.engine().device(network, attachment.container).map(|device| device.private_key.0.clone());
@@ -246,7 +256,7 @@ async fn rebuild(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Resul
             .await?;
             return build(agent, joined, attachment, key).await;
         }
-        None => ask_controller(joined, name, &attachment.addresses).await?,
+        None => ask_controller(joined, &name, &attachment.addresses).await?,
     };
     attachment.container = record.id;
     attachment.addresses = record.addresses().collect();
@@ -258,6 +268,9 @@ async fn rebuild(agent: &Arc<Agent>, joined: &Arc<Joined>, name: &Name) -> Resul
 /// Compares a device with what it should be, and mends what is not.
 async fn mend(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment) -> Result<(), AgentError> {
     let _guard = joined.lock_name(&attachment.name).await;
+    if !is_current(joined, &attachment) {
+        return Ok(());
+    }
     let (agent, joined) = (agent.clone(), joined.clone());
     blocking(move || {
         let key = DeviceKey { network: joined.membership.network, container: attachment.container };
