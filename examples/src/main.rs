@@ -1,2 +1,0 @@
-//! See the crate description.
-fn main() {}
