@@ -1,6 +1,7 @@
 //! From what is to what should be: make plans, carry them out, again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ use crate::attach::{
 use crate::engine::address_set;
 use crate::error::AgentError;
 use crate::files::Attachment;
-use crate::host::netns::{Netns, run_in_host};
-use crate::host::{link, socket, tun};
+use crate::host::netns::{Netns, NetnsError};
+use crate::host::tun::{self, TunError};
+use crate::host::{link, socket};
 
 /// How often the engine is asked whether it lives and whether namespaces are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -71,36 +73,37 @@ pub fn carry_out(agent: &Agent, netns: &Netns, target: &Target, steps: &[Step]) 
     if let Some(Step::Remove(key)) = steps.iter().find(|step| matches!(step, Step::Remove(_))) {
         agent.engine().remove_device(key.network, key.container);
     }
-    let making = steps.iter().any(|step| matches!(step, Step::MakeLink(_)));
-    let descriptors = if making { Some(make_link(netns, target)?) } else { None };
-    // All changes inside the namespace go over one netlink socket, on one visit, in the order of the plan.
-    if steps.iter().any(|step| !matches!(step, Step::Remove(_) | Step::MakeLink(_) | Step::Serve(_))) {
-        configure(netns, target, steps)?;
-    }
+    let inside = steps.iter().any(|step| !matches!(step, Step::Remove(_) | Step::Serve(_)));
+    // All that happens inside the namespace happens on one visit and over one netlink socket, in the order of the plan.
+    let tun = if inside { change_inside(netns, target, steps)? } else { None };
     if steps.iter().any(|step| matches!(step, Step::Serve(_))) {
-        match descriptors {
-            Some(fds) => agent.engine().put_device(target.network, target.device.clone(), fds)?,
+        match tun {
+            Some(tun) => {
+                let fds = vec![tun, socket::wg_listener(&target.device.name)?.into()];
+                agent.engine().put_device(target.network, target.device.clone(), fds)?;
+            }
             None => agent.engine().change_device(target.network, target.device.clone())?,
         }
     }
     Ok(())
 }
 
-fn make_link(netns: &Netns, target: &Target) -> Result<Vec<std::os::fd::OwnedFd>, AgentError> {
-    let temporary = format!("zn{:010x}", rand::random::<u64>() & 0xff_ffff_ffff);
-    let device = tun::create(&temporary)?;
-    let (raw, ifname) = (netns.raw_fd(), target.ifname.clone());
-    run_in_host(|handle| async move { link::move_into(&handle, &temporary, raw, &ifname).await })?;
-    let listener = socket::wg_listener(&target.device.name)?;
-    Ok(vec![device, listener.into()])
-}
-
-fn configure(netns: &Netns, target: &Target, steps: &[Step]) -> Result<(), AgentError> {
+/// Carries out what is to be done inside a namespace. Returns the TUN device that was made, if one was.
+fn change_inside(netns: &Netns, target: &Target, steps: &[Step]) -> Result<Option<OwnedFd>, AgentError> {
     let name = target.ifname.as_str();
-    netns.run(|handle| async move {
+    let mut made = None;
+    let tun = &mut made;
+    let changed = netns.run(|handle| async move {
         link::set_up(&handle, "lo", None, true).await?;
         for step in steps {
             match step {
+                Step::MakeLink(_) => match tun::create(name) {
+                    Ok(device) => *tun = Some(Ok(device)),
+                    Err(error) => {
+                        *tun = Some(Err(error));
+                        return Ok(());
+                    }
+                },
                 Step::SetMtu(_, mtu) => link::set_up(&handle, name, Some(*mtu), false).await?,
                 Step::SetUp(_) => {
                     link::no_link_local(&handle, name).await?;
@@ -110,12 +113,16 @@ fn configure(netns: &Netns, target: &Target, steps: &[Step]) -> Result<(), Agent
                 Step::RemoveAddress(_, address) => link::remove_address(&handle, name, *address).await?,
                 Step::AddRoute(_, route) => link::add_route(&handle, name, *route).await?,
                 Step::RemoveRoute(_, route) => link::remove_route(&handle, name, *route).await?,
-                Step::Remove(_) | Step::MakeLink(_) | Step::Serve(_) => {}
+                Step::Remove(_) | Step::Serve(_) => {}
             }
         }
         Ok(())
-    })?;
-    Ok(())
+    });
+    match made.transpose() {
+        Err(TunError::NameTaken) => Err(NetnsError::NameTaken { name: name.to_owned() }.into()),
+        Err(error) => Err(error.into()),
+        Ok(made) => Ok(changed.map(|()| made)?),
+    }
 }
 
 /// Looks, plans and carries out, for as long as the agent runs.
@@ -150,7 +157,9 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
             let key = DeviceKey { network: joined.membership.network, container: attachment.container };
             let vanished = gone.contains(&(key.network, key.container));
             let served = agent.engine().device(key.network, key.container).is_some();
-            if links_too || new || vanished || !served {
+            // The TUN device keeps the namespace, so that nobody tells of its end: its path does.
+            let there = still_there(&attachment.netns, attachment.netns_id);
+            if links_too || new || vanished || !served || !there {
                 look_at(agent, &joined, attachment, vanished).await;
             }
         }

@@ -127,21 +127,6 @@ fn route_of(message: &RouteMessage, index: u32) -> Option<IpNet> {
     })
 }
 
-/// Moves a link of the caller's namespace into the one behind the descriptor, under a new name there. Whoever moves it
-/// has looked that the name is free; a link of that name that came up meanwhile makes this fail and moves nothing.
-///
-/// # Errors
-/// [`NetnsError`].
-pub async fn move_into(handle: &Handle, from: &str, netns: i32, to: &str) -> Result<(), NetnsError> {
-    let index = required(handle, from).await?;
-    let message =
-        LinkMessageBuilder::<LinkUnspec>::new().index(index).name(to.to_owned()).setns_by_fd(netns).build();
-    match handle.link().change(message).execute().await {
-        Err(error) if code(&error) == EEXIST => Err(NetnsError::NameTaken { name: to.to_owned() }),
-        other => other.map_err(failed(format!("moving interface {to} into the container"))),
-    }
-}
-
 /// Keeps the kernel from making up link-local addresses for a link: a container has the addresses that it was given.
 /// Has to be said before the link is up; harmless where there is no IPv6.
 ///

@@ -111,11 +111,6 @@ impl Netns {
         self.id
     }
 
-    /// The descriptor, for netlink messages that name a namespace.
-    pub fn raw_fd(&self) -> i32 {
-        self.file.as_raw_fd()
-    }
-
     /// Runs something inside, with a netlink socket of its own, on a thread that ends afterwards: what a thread that
     /// lives on has entered, it can forget to leave. The socket ends with it, since it would keep the namespace alive.
     ///

@@ -1,5 +1,6 @@
-//! TUN devices. One is opened in the host's namespace, under a name of its own, and moved by netlink afterwards: a
-//! descriptor that was opened inside a namespace would keep that namespace alive.
+//! TUN devices. One is made inside the container's namespace, where it stays. Making it in the host's and moving it would
+//! cost a grace period of the kernel (some 16 ms), for every container. The price is that the descriptor keeps the
+//! namespace alive when its last process has ended, so whoever holds it has to look whether the namespace's path is there.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -19,6 +20,9 @@ pub enum TunError {
     /// The privilege is missing.
     #[error("a TUN device cannot be made: {0}; the agent needs CAP_NET_ADMIN: run it as root")]
     NotPermitted(std::io::Error),
+    /// There is a device of this name that is no TUN device, or somebody holds it.
+    #[error("an interface of this name is there already")]
+    NameTaken,
     /// Anything else.
     #[error("a TUN device cannot be made: {0}")]
     Io(std::io::Error),
@@ -52,6 +56,7 @@ pub fn create(name: &str) -> Result<OwnedFd, TunError> {
     match unsafe { tunsetiff(file.as_raw_fd(), &request) } {
         Ok(_) => Ok(file.into()),
         Err(nix::Error::EPERM) => Err(TunError::NotPermitted(nix::Error::EPERM.into())),
+        Err(nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST) => Err(TunError::NameTaken),
         Err(error) => Err(TunError::Io(error.into())),
     }
 }

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use znet_core::id::{ContainerId, NetworkId};
+use znet_core::key::PublicKey;
 
 use super::data::lock;
 use super::state::{Ports, Served, State};
@@ -137,7 +138,8 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             if peers.len() > MAX_PEERS_PER_MESSAGE {
                 return Err(format!("{} peers in one message; at most {MAX_PEERS_PER_MESSAGE}", peers.len()));
             }
-            let served = served(state, network)?;
+            let keys: Vec<PublicKey> = peers.iter().map(|peer| peer.public_key).collect();
+            let served = state.networks.get_mut(&network).ok_or_else(|| not_served(network))?;
             if batch == Batch::ReplaceBegin {
                 served.network.directory.begin_replace();
             }
@@ -145,6 +147,8 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             if batch == Batch::ReplaceEnd {
                 served.network.end_replace();
             }
+            let (network, mut sink) = served.split(&mut state.sessions);
+            network.welcome(&keys, Instant::now(), &mut sink);
         }
         Request::RemovePeers { network, keys } => {
             let served = served(state, network)?;

@@ -8,6 +8,7 @@
 
 mod device;
 mod directory;
+mod early;
 mod network;
 mod packet;
 mod session;

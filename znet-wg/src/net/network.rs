@@ -14,6 +14,7 @@ use znet_core::key::PublicKey;
 use super::Sink;
 use super::device::{Device, MAX_SESSIONS_PER_DEVICE};
 use super::directory::Directory;
+use super::early::{Early, INITIATION_LEN};
 use super::packet::Addresses;
 use super::session::{Received, Session, Tick};
 use crate::control::Peer;
@@ -23,8 +24,6 @@ use crate::control::Peer;
 pub const INITIATIONS_PER_SECOND: u32 = 2_000;
 /// Of these, what strangers' endpoints may use.
 const INITIATIONS_FROM_STRANGERS: u32 = 500;
-/// Length of a handshake initiation in bytes (white paper, section 5.4.2).
-const INITIATION_LEN: usize = 148;
 /// Receiver indices have 24 bits; the lower 8 of the field are boringtun's.
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
@@ -55,6 +54,7 @@ pub struct Network {
     scratch: Box<[u8]>,
     budget: Budget,
     expired: Vec<(ContainerId, PublicKey)>,
+    early: Early,
     /// Quick retries by the time at which they are due; those of sessions that were answered are passed over then.
     retries: BinaryHeap<Reverse<(Instant, ContainerId, PublicKey)>>,
 }
@@ -93,6 +93,7 @@ impl Network {
             scratch: vec![0; super::MAX_PACKET + 64].into_boxed_slice(),
             budget: Budget { since: now, all: 0, strangers: 0 },
             expired: Vec::new(),
+            early: Early::new(),
             retries: BinaryHeap::new(),
         }
     }
@@ -160,6 +161,13 @@ impl Network {
             {
                 session.set_endpoint(configured);
             }
+        }
+    }
+
+    /// Processes what peers sent before they were put. To be called once they are.
+    pub fn welcome(&mut self, keys: &[PublicKey], now: Instant, sink: &mut impl Sink) {
+        for initiation in self.early.take(keys, now) {
+            self.from_udp(initiation.from, &initiation.datagram, now, sink);
         }
     }
 
@@ -370,11 +378,14 @@ impl Network {
             return None;
         };
         let secret = device.static_secret();
-        let public = x25519::PublicKey::from(&secret);
+        let public = x25519::PublicKey::from(*device.public_key().as_bytes());
         let peer = parse_handshake_anon(&secret, &public, &initiation).ok()?;
         let key = PublicKey::from_bytes(peer.peer_static_public);
         if self.directory.get(&key).is_none() || key == *device.public_key() {
             self.stats.drop_stranger += 1;
+            if known {
+                self.early.keep(key, from, datagram, now);
+            }
             return None;
         }
         let id = device.id;

@@ -31,10 +31,9 @@ const MAX_UNCONFIRMED: u32 = 6;
 const IDLE_AFTER: Duration = Duration::from_secs(240);
 /// How long after an initiation of a session that never worked the next one is sent while no answer comes. WireGuard's own
 /// retry takes five seconds (REKEY_TIMEOUT), and the first initiation may well come before the peer's node has learned of
-/// this container.
-const QUICK_RETRIES: [Duration; 5] = [
-    Duration::from_millis(40),
-    Duration::from_millis(100),
+/// this container, or be lost where many begin at once.
+const QUICK_RETRIES: [Duration; 4] = [
+    Duration::from_millis(120),
     Duration::from_millis(250),
     Duration::from_millis(600),
     Duration::from_millis(1_500),
