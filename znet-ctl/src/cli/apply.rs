@@ -88,13 +88,13 @@ impl Asker {
         match step {
             Step::CreateNetwork(new) => drop(self.client.create_network(&new).await.map_err(failed)?),
             Step::ChangeNetwork(change) => {
-                drop(self.client.change_network(network, &change).await.map_err(failed)?)
+                drop(self.client.change_network(network, &change).await.map_err(failed)?);
             }
             Step::CreateToken(_, token) => {
                 return Ok(Some(self.client.create_token(network, &token).await.map_err(failed)?.join_token));
             }
             Step::Reserve(name, reserve) => {
-                drop(self.client.reserve(network, &name, &reserve).await.map_err(failed)?)
+                drop(self.client.reserve(network, &name, &reserve).await.map_err(failed)?);
             }
             Step::Unreserve(name) => self.client.unreserve(network, &name).await.map_err(failed)?,
         }
