@@ -1,5 +1,7 @@
 //! The file's form, and connections to it.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,6 +65,9 @@ INSERT INTO probe VALUES (1, 0);
 /// The connection that writes. Makes the file and its tables where there are none.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let failed = |error: rusqlite::Error| translate(&error, Some(path));
+    // SQLite would let everybody read it; the files that it makes beside it take over its mode.
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    made.map_err(|error| StoreError::Unavailable { why: format!("{}: {error}", path.display()) })?;
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     // Before anything is written, or a newer version's file would be changed by an older one.
