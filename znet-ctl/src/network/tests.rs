@@ -320,6 +320,22 @@ async fn waiting_ends_when_all_live_nodes_have_applied_and_names_those_that_lag(
     world.hub.close().await;
 }
 
+#[tokio::test]
+async fn more_commands_than_the_queue_holds_wait_their_turn_and_are_counted() {
+    let world = World::new().await;
+    let red = world.network("red").await;
+    join(&red, A, NodeLifetime::Lasting).await;
+    let all = (0..COMMAND_QUEUE + 200).map(|n| {
+        let red = red.clone();
+        async move { red.execute(attach(A, &format!("c{n}")), Actor::Node(A)).await }
+    });
+    let done = futures_util::future::join_all(all).await;
+    assert!(done.iter().all(Result::is_ok));
+    let metrics = world.hub.metrics().text(&[]);
+    assert!(metrics.contains("znet_bound_hit_total{bound=\"command_queue\"}"), "{metrics}");
+    world.hub.close().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn ephemeral_nodes_that_stay_away_are_collected_and_lasting_ones_are_not() {
     let world = World::new().await;
