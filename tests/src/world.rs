@@ -25,8 +25,16 @@ impl World {
     /// # Errors
     /// There is no root, or a part does not come up.
     pub fn new(purpose: &str) -> Result<Self> {
+        Self::with_mtu(purpose, 1_500)
+    }
+
+    /// As [`World::new`], with an underlay of this MTU in bytes.
+    ///
+    /// # Errors
+    /// There is no root, or a part does not come up.
+    pub fn with_mtu(purpose: &str, mtu: u32) -> Result<Self> {
         let lab = Lab::new(purpose)?;
-        let switch = lab.switch("underlay")?;
+        let switch = lab.switch_with_mtu("underlay", mtu)?;
         let host = lab.host("ctl")?;
         plug(&lab, &host, &switch, 1)?;
         let controller = Controller::start(&host, "192.0.2.1")?;

@@ -123,22 +123,3 @@ fn a_container_cannot_send_from_an_address_that_is_not_its_own() -> Result {
     world.passed();
     Ok(())
 }
-
-#[test]
-fn large_packets_pass_whole_on_any_underlay() -> Result {
-    let mut world = World::new("mtu")?;
-    let spec = NetworkSpec { name: "red", prefixes: &PREFIXES, rest: None };
-    let token = world.controller.create_network(&spec)?;
-    let (n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
-    let (a, b) = (n1.attach("red", "a")?, n2.attach("red", "b")?);
-    a.wait_reaches(b.v4()?, FIRST_PACKET)?;
-    let link = a.command("ip").args(["-o", "link", "show", "znet0"]).run()?.stdout;
-    let mtu: u32 = link.split("mtu ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse()?;
-    // 40 of IPv6, 8 of UDP, 32 of WireGuard below 1,500.
-    assert_eq!(mtu, 1420);
-    let full = (mtu - 28).to_string();
-    let to = b.v4()?.to_string();
-    a.command("ping").args(["-n", "-c", "3", "-i", "0.1", "-M", "do", "-s", &full, &to]).run()?;
-    world.passed();
-    Ok(())
-}
