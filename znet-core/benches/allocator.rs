@@ -269,10 +269,9 @@ mod controller_with {
     /// Decide an attach whose key pair the node made: the key is checked.
     #[divan::bench(args = CONTAINERS)]
     fn decide_attach_with_the_nodes_key(bencher: Bencher<'_, '_>, containers: u64) {
-        let mut base_point = [0; 32];
-        base_point[0] = 9;
-        let (network, command) = (network(containers), attach(Some(PublicKey::from_bytes(base_point))));
         let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let own = znet_core::key::PrivateKey::generate(&mut rng).public_key();
+        let (network, command) = (network(containers), attach(Some(own)));
         bencher.bench_local(|| network.decide(divan::black_box(&command), NOW, &mut rng).unwrap());
     }
 
