@@ -2,239 +2,215 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod common;
+#[path = "rest/world.rs"]
+mod world;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
-use axum::body::{Body, to_bytes};
-use http::{Method, Request, StatusCode};
+use axum::Extension;
+use axum::body::Body;
+use http::{Method, Request};
 use serde_json::{Value, json};
-use tower::ServiceExt as _;
-use znet_core::controller::{Command, NodeLifetime, Reply};
-use znet_core::id::NodeId;
-use znet_ctl::actor::Actor;
-use znet_ctl::clock::Clock;
-use znet_ctl::hub::Hub;
-use znet_ctl::keys::DataDir;
+use tokio::net::UnixListener;
+use znet_api::client::{ClientError, ControllerClient, Target};
+use znet_api::rest::{
+    ChangeNetwork, CreateNetwork, CreateOperator, CreateToken, OperatorRole, Removed, Reserve,
+};
+use znet_api::token::{JoinToken, OperatorToken};
 use znet_ctl::rest::{self, Door};
-use znet_ctl::store::SqliteStore;
 
-const NODE: NodeId = NodeId::from_bytes([3; 32]);
+use world::{NODE, ROLES, ROOT, ROUTES, Route, Takes, World};
 
-struct World {
-    hub: Arc<Hub>,
-    router: Router,
-    _dir: tempfile::TempDir,
-}
+/// A task that is ended when this is dropped.
+struct Task(tokio::task::JoinHandle<()>);
 
-/// An answer: its status, its kind, its body as JSON where it is some.
-struct Answer {
-    status: u16,
-    kind: String,
-    body: Value,
-    text: String,
-}
-
-impl World {
-    async fn new() -> Self {
-        let dir = common::directory();
-        let data = DataDir::open(dir.path()).unwrap();
-        let store = Arc::new(SqliteStore::open(&data.store_file()).unwrap());
-        let advertise = vec!["ctl.example.net:7443".to_owned()];
-        let hub = Hub::start(data, store, Clock::system(), advertise).await.unwrap();
-        Self { router: rest::router(hub.clone()), hub, _dir: dir }
-    }
-
-    async fn ask(&self, door: Door, token: Option<&str>, method: Method, path: &str, body: &str) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).extension(door);
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let response =
-            self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
-        let status = response.status().as_u16();
-        let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
-        let text = to_bytes(response.into_body(), 64 << 20).await.unwrap();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Answer { status, kind: kind.unwrap_or_default(), body, text }
-    }
-
-    /// As the machine's root.
-    async fn root(&self, method: Method, path: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        self.ask(Door::Socket { uid: 0 }, None, method, path, &body).await
-    }
-
-    async fn ok(&self, method: Method, path: &str, body: Value) -> Value {
-        let answer = self.root(method.clone(), path, body).await;
-        assert!(answer.status < 300, "{method} {path}: {} {}", answer.status, answer.text);
-        answer.body
-    }
-
-    async fn operator(&self, role: &str, network: Option<&str>) -> String {
-        let body = json!({ "note": role, "role": role, "network": network });
-        let made = self.ok(Method::POST, "/v1/operators", body).await;
-        made["operator_token"].as_str().unwrap().to_owned()
-    }
-
-    /// A network with a node, a container, a token, a reservation.
-    async fn furnish(&self, name: &str) -> String {
-        let body = json!({ "name": name, "prefixes": ["10.77.0.0/24"] });
-        self.ok(Method::POST, "/v1/networks", body).await;
-        let hosted = self.hub.find(name).unwrap();
-        let token =
-            Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
-        let done = hosted.execute(token, Actor::Controller).await.unwrap();
-        let Reply::Token { id, secret } = done.reply else { panic!() };
-        let join = Command::Join {
-            secret: Some(secret),
-            node: NODE,
-            name: "n1".parse().unwrap(),
-            endpoints: vec!["192.0.2.7:51820".parse().unwrap()],
-        };
-        hosted.execute(join, Actor::Node(NODE)).await.unwrap();
-        let attach =
-            Command::Attach { node: NODE, name: "web".parse().unwrap(), addresses: vec![], public_key: None };
-        hosted.execute(attach, Actor::Node(NODE)).await.unwrap();
-        let path = format!("/v1/networks/{name}/reservations/db");
-        self.ok(Method::PUT, &path, json!({ "addresses": ["10.77.0.10"] })).await;
-        id.to_string()
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
-fn refused(answer: &Answer, status: u16, code: &str) {
-    assert_eq!(answer.status, status, "{}", answer.text);
-    assert_eq!(answer.kind, "application/problem+json", "{}", answer.text);
-    assert_eq!(answer.body["code"], code, "{}", answer.text);
-    assert_eq!(answer.body["status"], status, "{}", answer.text);
-    assert!(answer.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", answer.text);
+/// The client library, connected to the door by a Unix socket.
+fn client(world: &World) -> (ControllerClient, Task) {
+    let path = world.dir.path().join("rest.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let router = world.router.clone().layer(Extension(ROOT));
+    let served = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (ControllerClient::new(Target::Socket(path)), Task(served))
 }
 
 #[tokio::test]
-async fn every_route_does_what_it_says() {
+async fn the_client_library_can_use_every_route() {
     let world = World::new().await;
-    let created = world.ok(Method::POST, "/v1/networks", json!({ "name": "acme", "rest_seconds": 60 })).await;
-    assert!(created["prefix6"].as_str().unwrap().starts_with("fd"), "{created}");
-    world.ok(Method::DELETE, "/v1/networks/acme", Value::Null).await;
-    let token = world.furnish("acme").await;
-    let get = |path: &'static str| world.ok(Method::GET, path, Value::Null);
-    assert_eq!(get("/v1/networks").await.as_array().unwrap().len(), 1);
-    let network = get("/v1/networks/acme").await;
-    let by_id = format!("/v1/networks/{}", network["id"].as_str().unwrap());
-    assert_eq!(world.ok(Method::GET, &by_id, Value::Null).await, network);
-    assert_eq!((&network["nodes"], &network["containers"]), (&json!(1), &json!(1)));
-    let changed =
-        world.ok(Method::PATCH, "/v1/networks/acme", json!({ "reserved": ["10.77.0.128/25"] })).await;
-    assert_eq!((&changed["reserved"], &changed["rest_seconds"]), (&json!(["10.77.0.128/25"]), &json!(600)));
-    let status = get("/v1/networks/acme/status").await;
-    assert_eq!((&status["writable"], &status["nodes"][0]["name"]), (&json!(true), &json!("n1")));
-    let epoch = world.ok(Method::POST, "/v1/networks/acme/epoch", Value::Null).await;
-    assert!(epoch["epoch"].as_u64() > changed["epoch"].as_u64(), "{epoch}");
-    let made = world.ok(Method::POST, "/v1/networks/acme/tokens", json!({ "label": "ci", "uses": 2 })).await;
-    let join: znet_api::token::JoinToken = made["join_token"].as_str().unwrap().parse().unwrap();
+    let (client, _served) = client(&world);
+    let prefixes = vec!["10.77.0.0/24".parse().unwrap()];
+    let create =
+        CreateNetwork { name: "acme".to_owned(), prefixes, rest_seconds: Some(60), ..<_>::default() };
+    let created = client.create_network(&create).await.unwrap();
+    assert!(created.prefix6.to_string().starts_with("fd"), "{created:?}");
+    assert_eq!((created.nodes, created.rest_seconds), (0, 60));
+    let handle = world.populate("acme").await;
+    let network = client.network("acme").await.unwrap();
+    assert_eq!((network.nodes, network.containers, &network.id), (1, 1, &created.id));
+    assert_eq!(client.network(&network.id).await.unwrap(), network);
+    assert_eq!(client.networks().await.unwrap(), std::slice::from_ref(&network));
+    let reserved = vec!["10.77.0.128/25".parse().unwrap()];
+    let change = ChangeNetwork { reserved: Some(reserved.clone()), rest_seconds: None };
+    let changed = client.change_network("acme", &change).await.unwrap();
+    assert_eq!((changed.reserved, changed.rest_seconds), (reserved, 60), "what is absent stays");
+    let status = client.status("acme").await.unwrap();
+    assert_eq!((status.writable, status.nodes.len(), status.digest.len()), (true, 1, 64));
+    assert!(client.new_epoch("acme").await.unwrap().epoch > network.epoch);
+
+    let create = CreateToken { label: Some("ci".to_owned()), uses: Some(2), ..<_>::default() };
+    let made = client.create_token("acme", &create).await.unwrap();
+    let join: JoinToken = made.join_token.parse().unwrap();
     assert_eq!((join.pin, join.endpoints.as_slice()), (world.hub.pin(), world.hub.advertise()));
-    let listed = get("/v1/networks/acme/tokens").await;
-    assert_eq!(listed.as_array().unwrap().len(), 2);
-    assert!(!listed.to_string().contains("join_token"));
-    let gone = world.ok(Method::DELETE, "/v1/networks/acme/tokens/ci", Value::Null).await;
-    assert_eq!(gone["revoked"], json!(true));
-    let by_handle = format!("/v1/networks/acme/tokens/{token}");
-    assert_eq!(world.ok(Method::DELETE, &by_handle, Value::Null).await["used"], json!(1));
-    assert_eq!(get("/v1/networks/acme/nodes").await[0]["endpoints"], json!(["192.0.2.7:51820"]));
-    assert_eq!(get("/v1/networks/acme/nodes/n1").await["id"], json!(NODE.to_string()));
-    let containers = get("/v1/networks/acme/containers").await;
-    assert_eq!(containers[0]["addresses"][1], json!("10.77.0.1"), "{containers}");
-    assert_eq!(get("/v1/networks/acme/containers/web").await, containers[0]);
-    let kept = get("/v1/networks/acme/reservations").await;
-    assert_eq!((&kept[0]["name"], &kept[0]["attached"]), (&json!("db"), &json!(false)));
-    world.ok(Method::DELETE, "/v1/networks/acme/reservations/db", Value::Null).await;
-    let removed = world.ok(Method::DELETE, "/v1/networks/acme/containers/web", Value::Null).await;
-    assert_eq!(removed, json!({ "nodes": 0, "containers": 1 }));
-    let removed = world.ok(Method::DELETE, "/v1/networks/acme/nodes/n1", Value::Null).await;
-    assert_eq!(removed, json!({ "nodes": 1, "containers": 0 }));
-    let trail = get("/v1/networks/acme/audit?limit=3").await;
-    assert_eq!(trail.as_array().unwrap().len(), 3);
-    let after = format!("/v1/networks/acme/audit?after={}", trail[2]["seq"]);
-    let rest = world.ok(Method::GET, &after, Value::Null).await;
-    assert!(rest.as_array().unwrap().iter().any(|record| record["action"] == "node.remove"), "{rest}");
-    let health = get("/healthz").await;
-    assert_eq!((&health["status"], &health["networks"]), (&json!("ok"), &json!(1)));
-    let metrics = world.root(Method::GET, "/metrics", Value::Null).await.text;
-    assert!(metrics.contains("znet_networks 1"), "{metrics}");
-    let backup = world.root(Method::POST, "/v1/backup", Value::Null).await;
-    assert!(backup.status == 200 && backup.text.starts_with("znet backup 1 sha256="));
+    let hosted = world.hub.find("acme").unwrap();
+    assert_eq!((join.network, join.verifying_key), (hosted.id(), hosted.verifying_key()));
+    assert_eq!((join.name.as_str(), join.id.to_string()), ("acme", made.token.id.clone()));
+    assert_eq!(client.tokens("acme").await.unwrap().len(), 2);
+    assert!(client.revoke_token("acme", "ci").await.unwrap().revoked);
+    let by_handle = client.revoke_token("acme", &handle).await.unwrap();
+    assert_eq!((by_handle.used, by_handle.revoked), (1, true));
+
+    let nodes = client.nodes("acme").await.unwrap();
+    assert_eq!(
+        (nodes[0].endpoints.as_slice(), nodes[0].containers),
+        (&["192.0.2.7:51820".to_owned()][..], 1)
+    );
+    assert_eq!(client.node("acme", "n1").await.unwrap(), nodes[0]);
+    assert_eq!(client.node("acme", &NODE.to_string()).await.unwrap().id, NODE.to_string());
+    let containers = client.containers("acme").await.unwrap();
+    assert_eq!(
+        (containers[0].node.as_str(), containers[0].addresses[1].to_string().as_str()),
+        ("n1", "10.77.0.1")
+    );
+    assert_eq!(client.container("acme", "web").await.unwrap(), containers[0]);
+    let address = "10.77.0.20".parse().unwrap();
+    let kept = client.reserve("acme", "db2", &Reserve { addresses: vec![address] }).await.unwrap();
+    assert!(kept.addresses.contains(&address) && kept.addresses.len() == 2 && !kept.attached, "{kept:?}");
+    let names: Vec<_> =
+        client.reservations("acme").await.unwrap().into_iter().map(|kept| kept.name).collect();
+    assert_eq!(names, ["db", "db2"]);
+    client.unreserve("acme", "db").await.unwrap();
+    let one = client.remove_container("acme", "web").await.unwrap();
+    assert_eq!(one, Removed { nodes: 0, containers: 1 });
+    assert_eq!(client.remove_node("acme", "n1").await.unwrap(), Removed { nodes: 1, containers: 0 });
+
+    let first = client.audit("acme", 0, 3).await.unwrap();
+    assert_eq!(
+        (first.len(), first[0].action.as_str(), first[0].actor.as_str()),
+        (3, "network.create", "local:0")
+    );
+    let others = client.audit("acme", first[2].seq, 1_000).await.unwrap();
+    assert!(
+        others.iter().any(|record| record.action == "node.remove" && record.actor == "local:0"),
+        "{others:?}"
+    );
+    let create = CreateOperator {
+        note: "ci".to_owned(),
+        role: OperatorRole::Deploy,
+        network: Some("acme".to_owned()),
+    };
+    let made = client.create_operator(&create).await.unwrap();
+    assert_eq!(
+        (made.pin.as_str(), made.operator.network.as_deref()),
+        (&*world.hub.pin().to_string(), Some("acme"))
+    );
+    assert_eq!(client.operators().await.unwrap(), std::slice::from_ref(&made.operator));
+    client.revoke_operator(&made.operator.id).await.unwrap();
+    assert!(client.operators().await.unwrap().is_empty());
+    let health = client.health().await.unwrap();
+    assert_eq!((health.status.as_str(), health.networks, health.pin), ("ok", 1, world.hub.pin().to_string()));
+    assert!(client.backup().await.unwrap().starts_with(b"znet backup 1 sha256="));
+    client.delete_network("acme").await.unwrap();
+    let Err(ClientError::Problem(gone)) = client.network("acme").await else { panic!("it was deleted") };
+    assert_eq!((gone.status, gone.code.as_str()), (404, "unknown_network"));
 }
 
 #[tokio::test]
-async fn roles_and_scopes_allow_what_they_say_and_no_more() {
+async fn each_role_opens_what_it_says_and_no_more() {
+    let world = World::new().await;
+    world.furnish("acme").await;
+    let mut operators = Vec::new();
+    for role in ROLES {
+        operators.push((role, false, world.operator(role, Some("acme")).await));
+        operators.push((role, true, world.operator(role, None).await));
+    }
+    for route in &ROUTES {
+        let (method, at) = (route.method(), route.at("acme"));
+        if route.takes == Takes::Nothing {
+            assert_eq!(world.ask(Door::Tls, None, method, &at, "").await.status, route.status, "{route:?}");
+            continue;
+        }
+        for token in [None, Some("znop1.AAAA"), Some("no-token")] {
+            let answer = world.ask(Door::Tls, token, method.clone(), &at, route.body).await;
+            answer.is_refusal(401, "no_valid_token");
+        }
+        // Who came in by no known door is not taken for root.
+        let unmarked = Request::builder().method(method.clone()).uri(&at).body(Body::empty()).unwrap();
+        world.send(unmarked).await.is_refusal(401, "no_valid_token");
+        for (role, all, token) in &operators {
+            let answer = world.ask(Door::Tls, Some(token), method.clone(), &at, route.body).await;
+            let who = format!("{role}, all networks: {all}: {route:?}: {}", answer.text);
+            if route.takes.allows(role, *all) {
+                assert_eq!(answer.status, route.status, "{who}");
+                continue;
+            }
+            answer.is_refusal(403, "not_permitted");
+            let (Takes::Role(needed) | Takes::Everywhere(needed)) = route.takes else { panic!("{who}") };
+            assert!(answer.body["detail"].as_str().unwrap().contains(&format!("the role {needed}")), "{who}");
+        }
+    }
+    assert!(world.hub.networks().is_empty(), "only the last of all may delete the network");
+}
+
+#[tokio::test]
+async fn a_network_out_of_scope_is_like_one_that_does_not_exist() {
     let world = World::new().await;
     world.furnish("acme").await;
     world.furnish("other").await;
-    let mut tokens = Vec::new();
-    for role in ["read", "deploy", "admin"] {
-        tokens.push((role, world.operator(role, Some("acme")).await, world.operator(role, None).await));
-    }
-    // Route, body, the role that it takes, and whether in all networks.
-    let routes = [
-        (Method::GET, "/v1/networks/acme", "", 0, false),
-        (Method::GET, "/v1/networks/acme/status", "", 0, false),
-        (Method::GET, "/v1/networks/acme/tokens", "", 0, false),
-        (Method::GET, "/v1/networks/acme/nodes", "", 0, false),
-        (Method::GET, "/v1/networks/acme/containers", "", 0, false),
-        (Method::GET, "/v1/networks/acme/reservations", "", 0, false),
-        (Method::GET, "/v1/networks/acme/audit", "", 0, false),
-        (Method::GET, "/metrics", "", 0, true),
-        (Method::POST, "/v1/networks/acme/tokens", "{}", 1, false),
-        (Method::PUT, "/v1/networks/acme/reservations/db", "{}", 1, false),
-        (Method::DELETE, "/v1/networks/acme/reservations/none", "", 1, false),
-        (Method::PATCH, "/v1/networks/acme", "{}", 2, false),
-        (Method::POST, "/v1/networks/acme/epoch", "", 2, false),
-        (Method::POST, "/v1/networks", "{\"name\":\"x!\"}", 2, true),
-        (Method::GET, "/v1/operators", "", 2, true),
-        (Method::POST, "/v1/backup", "", 2, true),
-    ];
-    for (method, path, body, needed, everywhere) in routes {
-        for (rank, (role, scoped, all)) in tokens.iter().enumerate() {
-            for (token, is_all) in [(scoped, false), (all, true)] {
-                let answer = world.ask(Door::Tls, Some(token), method.clone(), path, body).await;
-                let allowed = rank >= needed && (is_all || !everywhere);
-                let what = format!("{method} {path} as {role} (all networks: {is_all}): {}", answer.text);
-                if allowed {
-                    assert!(answer.status < 300 || answer.status == 400, "{what}");
-                } else {
-                    assert_eq!(
-                        (answer.status, &answer.body["code"]),
-                        (403, &json!("not_permitted")),
-                        "{what}"
-                    );
-                }
-            }
+    let before = world.ok(Method::GET, "/v1/networks/other", Value::Null).await;
+    let id = before["id"].as_str().unwrap();
+    let token = world.operator("admin", Some("acme")).await;
+    for route in ROUTES.iter().filter(|route| route.path.contains("{network}")) {
+        let (method, token) = (route.method(), Some(token.as_str()));
+        let missing = world.ask(Door::Tls, token, method.clone(), &route.at("none0"), route.body).await;
+        missing.is_refusal(404, "unknown_network");
+        for hidden in ["other", id] {
+            let answer = world.ask(Door::Tls, token, method.clone(), &route.at(hidden), route.body).await;
+            assert_eq!(answer.text.replace(hidden, "none0"), missing.text, "{route:?}");
+            assert_eq!(answer.status, missing.status, "{route:?}");
         }
-        let answer = world.ask(Door::Tls, None, method.clone(), path, body).await;
-        refused(&answer, 401, "no_valid_token");
     }
-    // A network out of scope is like one that does not exist.
-    let (_, scoped, all) = &tokens[2];
-    let hidden = world.ask(Door::Tls, Some(scoped), Method::GET, "/v1/networks/other", "").await;
-    let missing = world.ask(Door::Tls, Some(scoped), Method::GET, "/v1/networks/none0", "").await;
-    refused(&hidden, 404, "unknown_network");
-    assert_eq!(hidden.text.replace("other", "none0"), missing.text);
-    let listed = world.ask(Door::Tls, Some(scoped), Method::GET, "/v1/networks", "").await;
-    assert_eq!(listed.body.as_array().unwrap().len(), 1);
-    // A revoked operator is refused at once.
-    let operators = world.ask(Door::Tls, Some(all), Method::GET, "/v1/operators", "").await;
-    assert!(!operators.text.contains("znop1."));
-    for operator in operators.body.as_array().unwrap() {
-        let path = format!("/v1/operators/{}", operator["id"].as_str().unwrap());
-        world.ok(Method::DELETE, &path, Value::Null).await;
+    let listed = world.ask(Door::Tls, Some(&token), Method::GET, "/v1/networks", "").await;
+    let names: Vec<_> = listed.body.as_array().unwrap().iter().map(|network| &network["name"]).collect();
+    assert_eq!(names, ["acme"]);
+    assert_eq!(world.ok(Method::GET, "/v1/networks/other", Value::Null).await, before);
+    // Once its network is gone the token opens nothing, also not a new network of the same name.
+    world.ok(Method::DELETE, "/v1/networks/acme", Value::Null).await;
+    world.furnish("acme").await;
+    let answer = world.ask(Door::Tls, Some(&token), Method::GET, "/v1/networks/acme", "").await;
+    answer.is_refusal(404, "unknown_network");
+}
+
+#[tokio::test]
+async fn a_revoked_operator_is_refused_at_once() {
+    let world = World::new().await;
+    let made = world.ok(Method::POST, "/v1/operators", json!({ "note": "ci", "role": "admin" })).await;
+    let (token, id) = (made["operator_token"].as_str(), made["id"].as_str().unwrap());
+    let path = format!("/v1/operators/{id}");
+    assert_eq!(world.ask(Door::Tls, token, Method::GET, "/v1/networks", "").await.status, 200);
+    // It may revoke itself, and that is the last that it does.
+    assert_eq!(world.ask(Door::Tls, token, Method::DELETE, &path, "").await.status, 204);
+    for route in ROUTES.iter().filter(|route| route.takes != Takes::Nothing) {
+        let answer = world.ask(Door::Tls, token, route.method(), &route.at("acme"), route.body).await;
+        answer.is_refusal(401, "no_valid_token");
     }
-    let answer = world.ask(Door::Tls, Some(all), Method::GET, "/v1/networks", "").await;
-    refused(&answer, 401, "no_valid_token");
-    for public in ["/healthz", "/openapi.json"] {
-        assert_eq!(world.ask(Door::Tls, None, Method::GET, public, "").await.status, 200);
-    }
+    world.root(Method::DELETE, &path, "").await.is_refusal(404, "unknown_operator");
 }
 
 #[tokio::test]
@@ -242,93 +218,264 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
     let world = World::new().await;
     world.furnish("acme").await;
     let before = world.ok(Method::GET, "/v1/networks/acme", Value::Null).await;
-    let networks = "/v1/networks";
-    let raw = |method: Method, path: &'static str, body: &'static str| {
-        let world = &world;
-        async move { world.ask(Door::Socket { uid: 0 }, None, method, path, body).await }
-    };
+    let (networks, tokens) = ("/v1/networks", "/v1/networks/acme/tokens");
+    let kept = "/v1/networks/acme/reservations/x";
     for (method, path, body, status, code) in [
-        (Method::POST, networks, "{", 400, "invalid_argument"),
-        (Method::POST, networks, "{\"name\":\"x\",\"prefix\":1}", 400, "invalid_argument"),
-        (Method::POST, networks, "[]", 400, "invalid_argument"),
-        (Method::POST, networks, "{\"name\":\"No\"}", 400, "invalid_argument"),
-        (Method::POST, networks, "{\"name\":\"acme\"}", 409, "name_taken"),
-        (Method::POST, networks, "{\"name\":\"x\",\"prefixes\":[\"8.8.8.0/24\"]}", 422, "unusable_prefix"),
+        ("POST", networks, "{", 400, "invalid_argument"),
+        ("POST", networks, "\u{0}", 400, "invalid_argument"),
+        ("POST", networks, r#"{"name":"x","prefix":1}"#, 400, "invalid_argument"),
+        ("POST", networks, r#"{"name":"x","prefixes":["10.0.0.0/33"]}"#, 400, "invalid_argument"),
+        ("POST", networks, "[]", 400, "invalid_argument"),
+        ("POST", networks, "", 400, "invalid_argument"),
+        ("POST", networks, r#"{"name":"No"}"#, 400, "invalid_argument"),
+        ("POST", networks, r#"{"name":"x","rest_seconds":18446744073709551615}"#, 400, "invalid_argument"),
+        ("POST", networks, r#"{"name":"acme"}"#, 409, "name_taken"),
+        ("POST", networks, r#"{"name":"x","prefixes":["8.8.8.0/24"]}"#, 422, "unusable_prefix"),
+        ("POST", networks, r#"{"name":"x","prefixes":["2001:db8::/48"]}"#, 422, "unusable_prefix"),
         (
-            Method::POST,
+            "POST",
             networks,
-            "{\"name\":\"x\",\"prefixes\":[\"10.0.0.0/8\",\"10.1.0.0/16\"]}",
+            r#"{"name":"x","prefixes":["10.0.0.0/8","10.1.0.0/16"]}"#,
             422,
             "overlapping_prefixes",
         ),
         (
-            Method::POST,
+            "POST",
             networks,
-            "{\"name\":\"x\",\"prefixes\":[\"fd00:1::/48\",\"fd00:2::/48\"]}",
+            r#"{"name":"x","prefixes":["fd00:1::/48","fd00:2::/48"]}"#,
             422,
             "too_many_prefixes",
         ),
-        (Method::GET, "/v1/networks/none", "", 404, "unknown_network"),
-        (Method::GET, "/v1/networks/acme/nodes/none", "", 404, "unknown_node"),
-        (Method::GET, "/v1/networks/acme/containers/none", "", 404, "unknown_container"),
-        (Method::DELETE, "/v1/networks/acme/containers/none", "", 404, "unknown_container"),
-        (Method::DELETE, "/v1/networks/acme/tokens/0123456789abcdef", "", 404, "no_such_token"),
-        (Method::DELETE, "/v1/networks/acme/tokens/zz", "", 400, "invalid_argument"),
-        (Method::POST, "/v1/networks/acme/tokens", "{\"uses\":0}", 400, "invalid_argument"),
-        (
-            Method::PUT,
-            "/v1/networks/acme/reservations/x",
-            "{\"addresses\":[\"10.99.0.1\"]}",
-            422,
-            "outside_prefix",
-        ),
-        (
-            Method::PUT,
-            "/v1/networks/acme/reservations/x",
-            "{\"addresses\":[\"10.77.0.10\"]}",
-            409,
-            "address_taken",
-        ),
-        (Method::GET, "/v1/networks/acme/audit?limit=x", "", 400, "invalid_argument"),
-        (Method::GET, "/v1/networks/acme/audit?lim=1", "", 400, "invalid_argument"),
-        (Method::GET, "/nothing", "", 404, "unknown_path"),
-        (Method::DELETE, "/healthz", "", 405, "method_not_allowed"),
-        (Method::DELETE, "/v1/operators/0123456789abcdef", "", 404, "unknown_operator"),
+        ("PATCH", "/v1/networks/acme", r#"{"name":"other"}"#, 400, "invalid_argument"),
+        ("PATCH", "/v1/networks/acme", r#"{"rest_seconds":-1}"#, 400, "invalid_argument"),
+        ("PATCH", "/v1/networks/acme", r#"{"reserved":["10.78.0.0/24"]}"#, 422, "reserved_outside"),
+        ("GET", "/v1/networks/none", "", 404, "unknown_network"),
+        ("GET", "/v1/networks/a%2fb", "", 404, "unknown_network"),
+        ("GET", "/v1/networks/%ff", "", 400, "invalid_argument"),
+        ("GET", "/v1/networks/acme/nodes/none", "", 404, "unknown_node"),
+        ("GET", "/v1/networks/acme/containers/none", "", 404, "unknown_container"),
+        ("GET", "/v1/networks/acme/containers/No", "", 400, "invalid_argument"),
+        ("DELETE", "/v1/networks/acme/containers/none", "", 404, "unknown_container"),
+        ("DELETE", "/v1/networks/acme/tokens/0123456789abcdef", "", 404, "no_such_token"),
+        ("DELETE", "/v1/networks/acme/tokens/no-such-label", "", 404, "no_such_token"),
+        ("POST", tokens, r#"{"uses":0}"#, 400, "invalid_argument"),
+        ("POST", tokens, r#"{"uses":4294967296}"#, 400, "invalid_argument"),
+        ("POST", tokens, r#"{"expires_in_seconds":18446744073709551615}"#, 400, "invalid_argument"),
+        ("PUT", kept, r#"{"addresses":["10.99.0.1"]}"#, 422, "outside_prefix"),
+        ("PUT", kept, r#"{"addresses":["10.77.0.10"]}"#, 409, "address_taken"),
+        ("PUT", kept, r#"{"addresses":["10.77.0.300"]}"#, 400, "invalid_argument"),
+        ("GET", "/v1/networks/acme/audit?limit=x", "", 400, "invalid_argument"),
+        ("GET", "/v1/networks/acme/audit?lim=1", "", 400, "invalid_argument"),
+        ("GET", "/nothing", "", 404, "unknown_path"),
+        ("GET", "/v1/networks/", "", 404, "unknown_path"),
+        ("DELETE", "/v1/operators/zz", "", 400, "invalid_argument"),
+        ("POST", "/v1/operators", r#"{"note":"x","role":"root"}"#, 400, "invalid_argument"),
+        ("POST", "/v1/operators", r#"{"note":"a\nb","role":"read"}"#, 400, "invalid_argument"),
+        ("POST", "/v1/operators", r#"{"note":"x","role":"read","network":"none"}"#, 404, "unknown_network"),
     ] {
-        refused(&raw(method, path, body).await, status, code);
+        let answer = world.root(method.parse().unwrap(), path, body).await;
+        assert_eq!(answer.status, status, "{method} {path} {body}: {}", answer.text);
+        answer.is_refusal(status, code);
     }
-    let large = "x".repeat(rest::MAX_BODY + 1);
-    let answer = world.ask(Door::Socket { uid: 0 }, None, Method::POST, networks, &large).await;
-    refused(&answer, StatusCode::PAYLOAD_TOO_LARGE.as_u16(), "too_large");
-    for bad in ["znop1.", "znop1.AAAA", "znet1.x", "é"] {
-        refused(&world.ask(Door::Tls, Some(bad), Method::GET, networks, "").await, 401, "no_valid_token");
+    // What came in is repeated in part at most.
+    let long = "x".repeat(10_000);
+    let answers = [
+        world.root(Method::GET, &format!("/{long}"), "").await,
+        world.root(Method::POST, networks, &json!({ "name": long }).to_string()).await,
+        world.root(Method::POST, networks, &json!({ &*long: 1 }).to_string()).await,
+        world.root(Method::GET, &format!("/v1/networks/{long}"), "").await,
+    ];
+    for answer in answers {
+        assert!(answer.status >= 400 && answer.text.len() < 1_000, "{} bytes", answer.text.len());
     }
     assert_eq!(world.ok(Method::GET, "/v1/networks/acme", Value::Null).await, before);
 }
 
 #[tokio::test]
-async fn the_openapi_document_describes_every_route_and_nothing_else() {
+async fn a_body_may_be_as_large_as_the_limit_and_no_larger() {
+    let world = World::new().await;
+    let mut body = json!({ "name": "acme" }).to_string();
+    body.push_str(&" ".repeat(rest::MAX_BODY + 1 - body.len()));
+    let answer = world.root(Method::POST, "/v1/networks", &body).await;
+    answer.is_refusal(413, "too_large");
+    body.pop();
+    assert_eq!(world.root(Method::POST, "/v1/networks", &body).await.status, 201);
+}
+
+#[tokio::test]
+async fn the_audit_trail_comes_in_pages_of_a_bounded_size() {
+    let world = World::new().await;
+    world.ok(Method::POST, "/v1/networks", json!({ "name": "acme" })).await;
+    for _ in 0..120 {
+        world.ok(Method::POST, "/v1/networks/acme/tokens", json!({})).await;
+    }
+    let page = |query: &'static str| {
+        let world = &world;
+        async move {
+            let path = format!("/v1/networks/acme/audit{query}");
+            world.ok(Method::GET, &path, Value::Null).await.as_array().unwrap().len()
+        }
+    };
+    let sizes = (page("").await, page("?limit=7").await, page("?limit=18446744073709551615").await);
+    assert_eq!(sizes, (100, 7, 121));
+    assert_eq!(page("?after=18446744073709551615").await, 0);
+}
+
+#[tokio::test]
+async fn two_changes_of_settings_at_once_both_last() {
     let world = World::new().await;
     world.furnish("acme").await;
+    for round in 1..=50u64 {
+        let range = format!("10.77.0.{}/32", 100 + round);
+        let (reserved, rest) = (json!({ "reserved": [&range] }), json!({ "rest_seconds": round }));
+        let path = "/v1/networks/acme";
+        tokio::join!(world.ok(Method::PATCH, path, reserved), world.ok(Method::PATCH, path, rest));
+        let network = world.ok(Method::GET, path, Value::Null).await;
+        assert_eq!((&network["reserved"], &network["rest_seconds"]), (&json!([range]), &json!(round)));
+    }
+}
+
+/// A place where a log is written to and read from.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_in_the_answer_that_made_it_and_nowhere_else() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let world = World::new().await;
+    world.furnish("acme").await;
+    let made = world.ok(Method::POST, "/v1/networks/acme/tokens", json!({ "label": "ci" })).await;
+    let join = made["join_token"].as_str().unwrap().to_owned();
+    let operator = world.operator("admin", None).await;
+    let mut seen = String::new();
+    // The description names the fields in which secrets are sent, so it is not among what is looked at.
+    let looked_at = |route: &&Route| route.method() == Method::GET && route.path != "/openapi.json";
+    for route in ROUTES.iter().filter(looked_at) {
+        seen += &world.ask(Door::Tls, Some(&operator), Method::GET, &route.at("acme"), "").await.text;
+    }
+    // Also when it is put where a handle belongs.
+    for path in [format!("/v1/networks/acme/tokens/{join}"), format!("/v1/operators/{operator}")] {
+        assert!(world.ask(Door::Tls, Some(&operator), Method::DELETE, &path, "").await.status >= 400);
+    }
+    let everything = world.hub.audit(None, 0, 1_000).await.unwrap();
+    assert!(everything.iter().any(|record| record.action == "operator.create"), "{everything:?}");
+    seen += &format!("{everything:?}");
+    seen += &String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let (id, route) = (made["id"].as_str().unwrap(), "/v1/networks/{network}/tokens/{id}");
+    assert!(seen.contains(id) && seen.contains(route), "the lists and the log were looked at");
+    let secrets = [
+        join.parse::<JoinToken>().unwrap().secret.to_bytes(),
+        operator.parse::<OperatorToken>().unwrap().secret.to_bytes(),
+    ];
+    let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for secret in secrets.iter().map(|secret| hexadecimal(secret.as_slice())) {
+        assert!(!seen.to_lowercase().contains(&secret));
+    }
+    assert!(!seen.contains(&join) && !seen.contains(&operator));
+    assert!(!seen.contains("join_token\":") && !seen.contains("operator_token\":"));
+}
+
+#[tokio::test]
+async fn every_answer_is_counted_by_its_status() {
+    let world = World::new().await;
+    world.root(Method::GET, "/healthz", "").await;
+    world.root(Method::GET, "/nothing", "").await;
+    world.root(Method::DELETE, "/healthz", "").await;
+    world.ask(Door::Tls, None, Method::GET, "/v1/networks", "").await;
+    let metrics = world.root(Method::GET, "/metrics", "").await;
+    assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
+    for status in [200, 404, 405, 401] {
+        let line = format!("znet_requests_total{{door=\"rest\",status=\"{status}\"}} 1");
+        assert!(metrics.text.lines().any(|found| found == line), "{line} is not in\n{}", metrics.text);
+    }
+}
+
+/// Every reference in a document.
+fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("$ref").and_then(Value::as_str));
+            fields.values().for_each(|field| references(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_every_route_and_nothing_else() {
+    let world = World::new().await;
     let document = world.ok(Method::GET, "/openapi.json", Value::Null).await;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
+    let mut identifiers = BTreeSet::new();
     let mut described = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            described.insert(format!("{} {path}", method.to_uppercase()));
-            assert!(operation["summary"].is_string(), "{method} {path} has no summary");
-            let public = ["/healthz", "/openapi.json"].contains(&path.as_str());
-            assert_eq!(operation["security"].is_array(), !public, "{method} {path}");
-            // Each one exists: with another network's name the answer is about that, not about the path.
-            let path = path.replace("{network}", "none").replace("{name}", "x").replace("{node}", "x");
-            let path = path.replace("{id}", "0123456789abcdef");
-            let method: Method = method.to_uppercase().parse().unwrap();
-            let answer = world.root(method.clone(), &path, Value::Null).await;
-            let code = answer.body["code"].as_str().unwrap_or_default().to_owned();
-            assert!(!["unknown_path", "method_not_allowed"].contains(&code.as_str()), "{method} {path}");
+            described.insert((method.to_uppercase(), path.as_str()));
+            let what = format!("{method} {path}");
+            assert!(operation["summary"].is_string(), "{what} has no summary");
+            assert!(identifiers.insert(operation["operationId"].as_str().unwrap()), "{what}: not unique");
+            let route =
+                ROUTES.iter().find(|r| r.path == path && *r.method().as_str() == method.to_uppercase());
+            let public = route.is_some_and(|route| route.takes == Takes::Nothing);
+            assert_eq!(operation["security"], if public { Value::Null } else { json!([{ "operator": [] }]) });
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(responses.values().all(|response| response["description"].is_string()), "{what}");
+            let refusal = &operation["responses"]["default"]["content"]["application/problem+json"];
+            let problem = if public { &Value::Null } else { &json!("#/components/schemas/Problem") };
+            assert_eq!(&refusal["schema"]["$ref"], problem, "{what}");
+            let named = operation["parameters"].as_array().into_iter().flatten();
+            let named: BTreeSet<_> = named
+                .filter(|parameter| parameter["in"] == "path")
+                .map(|parameter| format!("{{{}}}", parameter["name"].as_str().unwrap()))
+                .collect();
+            let parts = path.split('/').filter(|part| part.starts_with('{')).map(str::to_owned).collect();
+            assert_eq!(named, parts, "{what}");
         }
     }
-    assert_eq!(described.len(), 27, "{described:#?}");
+    let expected: BTreeSet<_> = ROUTES.iter().map(|r| (r.method().to_string(), r.path)).collect();
+    assert_eq!(described, expected);
+    assert_eq!(document["components"]["securitySchemes"]["operator"]["type"], "http");
     assert_eq!(document["components"]["securitySchemes"]["operator"]["scheme"], "bearer");
-    assert!(document["components"]["schemas"]["Problem"].is_object());
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    for reference in found {
+        let place = reference.strip_prefix('#').and_then(|pointer| document.pointer(pointer));
+        assert!(place.is_some(), "{reference} leads nowhere");
+    }
+}
+
+#[tokio::test]
+async fn every_described_method_exists_and_no_other() {
+    let world = World::new().await;
+    let expected: BTreeSet<_> = ROUTES.iter().map(|r| (r.method(), r.path)).collect();
+    for route in &ROUTES {
+        for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
+        {
+            let answer = world.root(method.clone(), &route.at("acme"), "").await;
+            if expected.contains(&(method.clone(), route.path)) {
+                assert_ne!(answer.body["code"], "unknown_path", "{method} {}", route.path);
+                assert_ne!(answer.status, 405, "{method} {}", route.path);
+            } else {
+                answer.is_refusal(405, "method_not_allowed");
+                assert!(answer.header("allow").contains(route.method().as_str()), "{method} {}", route.path);
+            }
+        }
+    }
 }

@@ -104,12 +104,12 @@ pub enum Command {
         /// The container's name.
         name: Name,
     },
-    /// Replaces the settings of the network that may change while it lives.
+    /// Replaces the settings of the network that may change while it lives; what is `None` stays.
     Configure {
         /// Ranges out of which nothing is allocated unless asked for by address.
-        reserved: Vec<IpNet>,
+        reserved: Option<Vec<IpNet>>,
         /// How long a released address rests.
-        rest: Duration,
+        rest: Option<Duration>,
     },
     /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
     /// in the list are left alone.

@@ -70,7 +70,7 @@ impl Network {
             },
             Command::Reserve { name, addresses } => self.reserve(name, addresses, now),
             Command::Unreserve { name } => Ok(self.unreserve(name, now)),
-            Command::Configure { reserved, rest } => self.configure(reserved, *rest),
+            Command::Configure { reserved, rest } => self.configure(reserved.as_deref(), *rest),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
                 let after = self.conf().epoch.get().saturating_add(1);
@@ -247,9 +247,14 @@ impl Network {
         Decision { changes, reply: Reply::Done }
     }
 
-    fn configure(&self, reserved: &[IpNet], rest: Duration) -> Result<Decision, Rejection> {
-        let reserved = reserved.iter().map(IpNet::trunc).collect();
-        let conf = NetworkConf { reserved, rest_millis: millis(rest), ..self.conf().clone() };
+    fn configure(&self, reserved: Option<&[IpNet]>, rest: Option<Duration>) -> Result<Decision, Rejection> {
+        let mut conf = self.conf().clone();
+        if let Some(reserved) = reserved {
+            conf.reserved = reserved.iter().map(IpNet::trunc).collect();
+        }
+        if let Some(rest) = rest {
+            conf.rest_millis = millis(rest);
+        }
         check_reserved(&conf)?;
         let same = conf == *self.conf();
         let changes = if same { Vec::new() } else { vec![StateChange::Put(Row::Network(conf))] };

@@ -69,7 +69,7 @@ enum Act {
     RemoveContainer(Name),
     Reserve { name: Name, addresses: Vec<IpAddr> },
     Unreserve(Name),
-    Configure { reserved: Vec<IpNet>, rest_secs: u64 },
+    Configure { reserved: Option<Vec<IpNet>>, rest_secs: Option<u64> },
     Collect(Vec<u8>),
     NewEpoch,
 }
@@ -125,9 +125,11 @@ fn act() -> impl Strategy<Value = Act> {
         2 => names().prop_map(Act::RemoveContainer),
         3 => (names(), addresses).prop_map(|(name, addresses)| Act::Reserve { name, addresses }),
         2 => names().prop_map(Act::Unreserve),
-        1 => (reserved, prop::sample::select(vec![0u64, 100, 600])).prop_map(
-            |(reserved, rest_secs)| Act::Configure { reserved, rest_secs }
-        ),
+        1 => (
+            prop::option::weighted(0.8, reserved),
+            prop::option::weighted(0.8, prop::sample::select(vec![0u64, 100, 600])),
+        )
+            .prop_map(|(reserved, rest_secs)| Act::Configure { reserved, rest_secs }),
         1 => prop::collection::vec(nodes(), 0..4).prop_map(Act::Collect),
         1 => Just(Act::NewEpoch),
     ]
@@ -281,8 +283,8 @@ impl World {
                 same(self.decide(&Command::Unreserve { name }), Ok(()));
             }
             Act::Configure { reserved, rest_secs } => {
-                let expected = self.model.configure(&reserved, rest_secs * 1000);
-                let rest = Duration::from_secs(rest_secs);
+                let expected = self.model.configure(reserved.as_deref(), rest_secs.map(|secs| secs * 1000));
+                let rest = rest_secs.map(Duration::from_secs);
                 same(self.decide(&Command::Configure { reserved, rest }), expected);
             }
             Act::Collect(nodes) => {

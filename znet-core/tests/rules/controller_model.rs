@@ -173,7 +173,13 @@ impl Model {
         }
     }
 
-    pub(crate) fn configure(&mut self, reserved: &[IpNet], rest_millis: u64) -> Result<(), Code> {
+    pub(crate) fn configure(
+        &mut self,
+        reserved: Option<&[IpNet]>,
+        rest_millis: Option<u64>,
+    ) -> Result<(), Code> {
+        let rest_millis = rest_millis.unwrap_or(self.rest_millis);
+        let reserved = reserved.map_or_else(|| self.reserved.clone(), <[IpNet]>::to_vec);
         for (n, range) in reserved.iter().enumerate() {
             if reserved.iter().skip(n + 1).any(|other| range.contains(other) || other.contains(range)) {
                 return Err("overlapping_prefixes");
@@ -182,7 +188,7 @@ impl Model {
         if !reserved.iter().all(|range| self.prefixes.iter().any(|prefix| prefix.contains(range))) {
             return Err("reserved_outside");
         }
-        (self.reserved, self.rest_millis) = (reserved.to_vec(), rest_millis);
+        (self.reserved, self.rest_millis) = (reserved, rest_millis);
         Ok(())
     }
 

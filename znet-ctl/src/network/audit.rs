@@ -65,7 +65,9 @@ pub(super) fn note(
         }
         (Command::Unreserve { name }, _) => format!("reservation {name}"),
         (Command::Configure { reserved, rest }, _) => {
-            format!("reserved ranges {}, rest {} s", list(reserved), rest.as_secs())
+            let reserved = reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));
+            let rest = rest.map(|rest| format!("rest {} s", rest.as_secs()));
+            [reserved, rest].into_iter().flatten().collect::<Vec<_>>().join(", ")
         }
         (Command::Collect { absent }, Reply::Removed { containers, nodes }) => {
             let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();

@@ -6,12 +6,11 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
-use znet_api::error::Problem;
 use znet_api::rest::{AuditRecord, rfc3339};
 use znet_core::id::Revision;
 
 use super::auth::Caller;
-use super::problem::Answer;
+use super::problem::{Answer, Failed};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::store::MAX_AUDIT_PAGE;
@@ -32,9 +31,10 @@ pub(super) struct Part {
 
 /// The audit trail of a network, the oldest record first.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/audit", tag = "audit", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/audit", tag = "audit",
+    operation_id = "list_audit", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier"), Part),
-    responses((status = 200, body = Vec<AuditRecord>), (status = "default", body = Problem))
+    responses((status = 200, description = "The records", body = Vec<AuditRecord>), Failed)
 )]
 pub(super) async fn list(
     caller: Caller,

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use znet_api::error::Problem;
 use znet_api::rest::{Container, Removed, rfc3339};
 use znet_core::controller::{self as core, Command, Network};
 
 use super::auth::Caller;
 use super::nodes::removed;
-use super::problem::{Answer, name, unknown};
+use super::problem::{Answer, Failed, name, unknown};
 use crate::actor::Role;
 use crate::hub::Hub;
 
@@ -28,9 +27,10 @@ fn describe(network: &Network, container: &core::Container) -> Container {
 
 /// All containers of a network, by name.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/containers", tag = "containers", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/containers", tag = "containers",
+    operation_id = "list_containers", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Vec<Container>), (status = "default", body = Problem))
+    responses((status = 200, description = "The containers", body = Vec<Container>), Failed)
 )]
 pub(super) async fn list(
     caller: Caller,
@@ -47,12 +47,13 @@ pub(super) async fn list(
 
 /// One container, by name.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/containers/{name}", tag = "containers", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/containers/{name}", tag = "containers",
+    operation_id = "show_container", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("name" = String, Path, description = "The container's name"),
     ),
-    responses((status = 200, body = Container), (status = "default", body = Problem))
+    responses((status = 200, description = "The container", body = Container), Failed)
 )]
 pub(super) async fn show(
     caller: Caller,
@@ -72,12 +73,13 @@ pub(super) async fn show(
 
 /// Removes a container wherever it runs; its node takes the interface away. Takes the role deploy.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}/containers/{name}", tag = "containers", security(("operator" = [])),
+    delete, path = "/v1/networks/{network}/containers/{name}", tag = "containers",
+    operation_id = "remove_container", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("name" = String, Path, description = "The container's name"),
     ),
-    responses((status = 200, body = Removed), (status = "default", body = Problem))
+    responses((status = 200, description = "What went away", body = Removed), Failed)
 )]
 pub(super) async fn remove(
     caller: Caller,

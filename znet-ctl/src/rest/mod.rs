@@ -23,8 +23,10 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
+use utoipa::{PartialSchema as _, ToSchema as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use znet_api::error::Problem;
 
 use crate::hub::Hub;
 
@@ -51,6 +53,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .build();
     let mut components = Components::new();
     components.add_security_scheme("operator", SecurityScheme::Http(bearer));
+    components.schemas.insert(Problem::name().into_owned(), Problem::schema());
     let document = OpenApiBuilder::new().info(info).components(Some(components)).build();
     OpenApiRouter::with_openapi(document)
         .routes(routes!(process::health))

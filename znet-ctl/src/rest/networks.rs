@@ -1,18 +1,16 @@
 //! Networks: the unit of isolation.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use znet_api::error::Problem;
 use znet_api::rest::{ChangeNetwork, CreateNetwork, Network, NetworkStatus, Removed, rfc3339};
 use znet_core::controller::{Command, NewNetwork};
 
 use super::auth::Caller;
 use super::nodes;
-use super::problem::{Answer, Content, Failed, name};
+use super::problem::{Answer, Content, Failed, name, seconds};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::{Condition, Hosted};
@@ -40,8 +38,9 @@ pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
 
 /// All networks within the token's scope, by name.
 #[utoipa::path(
-    get, path = "/v1/networks", tag = "networks", security(("operator" = [])),
-    responses((status = 200, body = Vec<Network>), (status = "default", body = Problem))
+    get, path = "/v1/networks", tag = "networks",
+    operation_id = "list_networks", security(("operator" = [])),
+    responses((status = 200, description = "The networks", body = Vec<Network>), Failed)
 )]
 pub(super) async fn list(caller: Caller, State(hub): State<Arc<Hub>>) -> Answer<Vec<Network>> {
     let mut all = Vec::new();
@@ -55,8 +54,9 @@ pub(super) async fn list(caller: Caller, State(hub): State<Arc<Hub>>) -> Answer<
 
 /// Creates a network. Takes the role admin in all networks.
 #[utoipa::path(
-    post, path = "/v1/networks", tag = "networks", security(("operator" = [])), request_body = CreateNetwork,
-    responses((status = 201, body = Network), (status = "default", body = Problem))
+    post, path = "/v1/networks", tag = "networks",
+    operation_id = "create_network", security(("operator" = [])), request_body = CreateNetwork,
+    responses((status = 201, description = "The network that was made", body = Network), Failed)
 )]
 pub(super) async fn create(
     caller: Caller,
@@ -64,21 +64,19 @@ pub(super) async fn create(
     Content(asked): Content<CreateNetwork>,
 ) -> Result<(StatusCode, Json<Network>), Failed> {
     caller.everywhere(Role::Admin)?;
-    let new = NewNetwork {
-        name: name(&asked.name)?,
-        prefixes: asked.prefixes,
-        reserved: asked.reserved,
-        rest: asked.rest_seconds.map(Duration::from_secs),
-    };
+    let rest = asked.rest_seconds.map(|n| seconds("rest_seconds", n)).transpose()?;
+    let new =
+        NewNetwork { name: name(&asked.name)?, prefixes: asked.prefixes, reserved: asked.reserved, rest };
     let hosted = hub.create(&new, caller.actor()).await?;
     Ok((StatusCode::CREATED, Json(describe(&hosted)?)))
 }
 
 /// One network, by name or identifier.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    get, path = "/v1/networks/{network}", tag = "networks",
+    operation_id = "show_network", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Network), (status = "default", body = Problem))
+    responses((status = 200, description = "The network", body = Network), Failed)
 )]
 pub(super) async fn show(
     caller: Caller,
@@ -90,9 +88,10 @@ pub(super) async fn show(
 
 /// Changes settings of a network; what is absent stays. Takes the role admin.
 #[utoipa::path(
-    patch, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    patch, path = "/v1/networks/{network}", tag = "networks",
+    operation_id = "change_network", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")), request_body = ChangeNetwork,
-    responses((status = 200, body = Network), (status = "default", body = Problem))
+    responses((status = 200, description = "The network as it is now", body = Network), Failed)
 )]
 pub(super) async fn change(
     caller: Caller,
@@ -101,21 +100,18 @@ pub(super) async fn change(
     Content(asked): Content<ChangeNetwork>,
 ) -> Answer<Network> {
     let hosted = caller.network(&hub, &network, Role::Admin)?;
-    let (reserved, rest) =
-        hosted.read(|network, _| (network.conf().reserved.clone(), network.conf().rest()))?;
-    let command = Command::Configure {
-        reserved: asked.reserved.unwrap_or(reserved),
-        rest: asked.rest_seconds.map_or(rest, Duration::from_secs),
-    };
+    let rest = asked.rest_seconds.map(|n| seconds("rest_seconds", n)).transpose()?;
+    let command = Command::Configure { reserved: asked.reserved, rest };
     hosted.execute(command, caller.actor()).await?;
     Ok(Json(describe(&hosted)?))
 }
 
 /// Deletes a network with all that belongs to it. Takes the role admin in all networks.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}", tag = "networks", security(("operator" = [])),
+    delete, path = "/v1/networks/{network}", tag = "networks",
+    operation_id = "delete_network", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Removed), (status = "default", body = Problem))
+    responses((status = 200, description = "What went away with it", body = Removed), Failed)
 )]
 pub(super) async fn delete(
     caller: Caller,
@@ -130,9 +126,10 @@ pub(super) async fn delete(
 
 /// How a network fares: its digest, whether it takes changes, its nodes with what they have applied.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/status", tag = "networks", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/status", tag = "networks",
+    operation_id = "network_status", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = NetworkStatus), (status = "default", body = Problem))
+    responses((status = 200, description = "How it fares", body = NetworkStatus), Failed)
 )]
 pub(super) async fn status(
     caller: Caller,
@@ -149,7 +146,7 @@ pub(super) async fn status(
 #[utoipa::path(
     post, path = "/v1/networks/{network}/epoch", tag = "networks", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Network), (status = "default", body = Problem))
+    responses((status = 200, description = "The network as it is now", body = Network), Failed)
 )]
 pub(super) async fn new_epoch(
     caller: Caller,

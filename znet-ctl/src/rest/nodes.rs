@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use znet_api::error::Problem;
 use znet_api::rest::{Node, Removed, rfc3339};
 use znet_core::controller::{self as core, Command, Network, Reply};
 use znet_core::id::NodeId;
 
 use super::auth::Caller;
-use super::problem::{Answer, Failed, unknown};
+use super::problem::{Answer, Failed, beginning, unknown};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::Hosted;
@@ -46,15 +45,15 @@ fn find<'a>(network: &'a Network, wanted: &str) -> Option<&'a core::Node> {
 }
 
 fn no_such_node(hosted: &Hosted, wanted: &str) -> Failed {
-    let wanted: String = wanted.chars().take(100).collect();
-    unknown("unknown_node", format!("there is no node {wanted} in network {}", hosted.name()))
+    unknown("unknown_node", format!("there is no node {} in network {}", beginning(wanted), hosted.name()))
 }
 
 /// All nodes of a network, by name.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/nodes", tag = "nodes", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/nodes", tag = "nodes",
+    operation_id = "list_nodes", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Vec<Node>), (status = "default", body = Problem))
+    responses((status = 200, description = "The nodes", body = Vec<Node>), Failed)
 )]
 pub(super) async fn list(
     caller: Caller,
@@ -66,12 +65,13 @@ pub(super) async fn list(
 
 /// One node, by name or identifier.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/nodes/{node}", tag = "nodes", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/nodes/{node}", tag = "nodes",
+    operation_id = "show_node", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("node" = String, Path, description = "Name or identifier"),
     ),
-    responses((status = 200, body = Node), (status = "default", body = Problem))
+    responses((status = 200, description = "The node", body = Node), Failed)
 )]
 pub(super) async fn show(
     caller: Caller,
@@ -86,12 +86,13 @@ pub(super) async fn show(
 
 /// Removes a node with all its containers; it needs a token to come back. Takes the role admin.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}/nodes/{node}", tag = "nodes", security(("operator" = [])),
+    delete, path = "/v1/networks/{network}/nodes/{node}", tag = "nodes",
+    operation_id = "remove_node", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("node" = String, Path, description = "Name or identifier"),
     ),
-    responses((status = 200, body = Removed), (status = "default", body = Problem))
+    responses((status = 200, description = "What went away", body = Removed), Failed)
 )]
 pub(super) async fn remove(
     caller: Caller,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use znet_api::error::Problem;
 use znet_api::rest::{CreateOperator, NewOperator, Operator, OperatorRole, rfc3339};
 
 use super::auth::Caller;
@@ -54,8 +53,9 @@ fn describe(hub: &Hub, operator: &store::Operator) -> Operator {
 
 /// All operators, the oldest first. Takes the role admin in all networks.
 #[utoipa::path(
-    get, path = "/v1/operators", tag = "operators", security(("operator" = [])),
-    responses((status = 200, body = Vec<Operator>), (status = "default", body = Problem))
+    get, path = "/v1/operators", tag = "operators",
+    operation_id = "list_operators", security(("operator" = [])),
+    responses((status = 200, description = "The operators", body = Vec<Operator>), Failed)
 )]
 pub(super) async fn list(caller: Caller, State(hub): State<Arc<Hub>>) -> Answer<Vec<Operator>> {
     caller.everywhere(Role::Admin)?;
@@ -64,8 +64,9 @@ pub(super) async fn list(caller: Caller, State(hub): State<Arc<Hub>>) -> Answer<
 
 /// Makes an operator's token. Its text is in this answer and nowhere else. Takes the role admin in all networks.
 #[utoipa::path(
-    post, path = "/v1/operators", tag = "operators", security(("operator" = [])), request_body = CreateOperator,
-    responses((status = 201, body = NewOperator), (status = "default", body = Problem))
+    post, path = "/v1/operators", tag = "operators",
+    operation_id = "create_operator", security(("operator" = [])), request_body = CreateOperator,
+    responses((status = 201, description = "The operator, with the text of the token", body = NewOperator), Failed)
 )]
 pub(super) async fn create(
     caller: Caller,
@@ -95,9 +96,10 @@ pub(super) async fn create(
 
 /// Makes an operator's token invalid, at once. Takes the role admin in all networks.
 #[utoipa::path(
-    delete, path = "/v1/operators/{id}", tag = "operators", security(("operator" = [])),
+    delete, path = "/v1/operators/{id}", tag = "operators",
+    operation_id = "revoke_operator", security(("operator" = [])),
     params(("id" = String, Path, description = "The operator's handle")),
-    responses((status = 204), (status = "default", body = Problem))
+    responses((status = 204, description = "The token is refused from now on"), Failed)
 )]
 pub(super) async fn revoke(
     caller: Caller,

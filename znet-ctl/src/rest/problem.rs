@@ -1,16 +1,20 @@
 //! Refusals as problem documents (RFC 9457), whoever made them; bodies and names as they come in.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, to_bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response as Described, ResponseBuilder};
+use utoipa::{IntoResponses, ToSchema as _};
 use znet_api::error::Problem;
 use znet_core::name::Name;
 
@@ -20,6 +24,10 @@ use crate::network::CommandError;
 const PROBLEM_JSON: &str = "application/problem+json";
 /// Most of a foreign refusal's text that is passed on.
 const MAX_FOREIGN: usize = 4096;
+/// Most characters of what came in, or was said about it, that a refusal repeats.
+const MAX_REPEATED: usize = 300;
+/// Longest duration in seconds that may be asked for: a hundred years. What never ends is said by leaving it out.
+pub(super) const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
 /// A request that was refused.
 #[derive(Debug)]
@@ -59,9 +67,36 @@ impl IntoResponse for Failed {
     }
 }
 
+impl IntoResponses for Failed {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
+        let refusal = ResponseBuilder::new()
+            .description("A refusal: a problem document (RFC 9457) with a stable code")
+            .content(PROBLEM_JSON, problem)
+            .build();
+        BTreeMap::from([("default".to_owned(), refusal.into())])
+    }
+}
+
+/// The beginning of a text that somebody else chose the length of.
+pub(super) fn beginning(text: &str) -> &str {
+    text.char_indices().nth(MAX_REPEATED).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
+}
+
 /// Something in a request that cannot mean anything.
-pub(super) fn invalid(field: &str, why: impl std::fmt::Display) -> Failed {
-    Failed(Problem::new(400, "invalid_argument", format!("{field}: {why}")))
+pub(super) fn invalid(field: &str, why: impl ToString) -> Failed {
+    Failed(Problem::new(400, "invalid_argument", format!("{field}: {}", beginning(&why.to_string()))))
+}
+
+/// Reads a duration out of a body.
+pub(super) fn seconds(field: &str, seconds: u64) -> Result<Duration, Failed> {
+    if seconds > MAX_SECONDS {
+        return Err(invalid(
+            field,
+            format!("{seconds} s is longer than a hundred years; use at most {MAX_SECONDS}"),
+        ));
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 /// Something that was named and does not exist.
@@ -71,9 +106,7 @@ pub(super) fn unknown(code: &str, why: impl ToString) -> Failed {
 
 /// Reads a name out of a path or a body.
 pub(super) fn name(text: &str) -> Result<Name, Failed> {
-    text.parse().map_err(|error| {
-        invalid("name", format!("{:?}: {error}", text.chars().take(100).collect::<String>()))
-    })
+    text.parse().map_err(|error| invalid("name", format!("{:?}: {error}", beginning(text))))
 }
 
 /// A JSON body. None at all is taken for an empty object.
@@ -91,11 +124,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Content<T> {
 }
 
 pub(super) async fn no_such_path(uri: Uri) -> Failed {
-    unknown("unknown_path", format!("there is nothing at {}; /openapi.json lists what there is", uri.path()))
+    unknown(
+        "unknown_path",
+        format!("there is nothing at {}; /openapi.json lists what there is", beginning(uri.path())),
+    )
 }
 
 pub(super) async fn no_such_method(method: Method, uri: Uri) -> Failed {
-    let why = format!("{} takes no {method}; /openapi.json lists what it takes", uri.path());
+    let why = format!("{} takes no {method}; /openapi.json lists what it takes", beginning(uri.path()));
     Failed(Problem::new(405, "method_not_allowed", why))
 }
 
@@ -114,11 +150,13 @@ pub(super) async fn always(request: Request, next: Next) -> Response {
         .into_response()
 }
 
-/// Counts what was answered.
+/// Counts what was answered. The log has the route and not the path, in which somebody may have put a secret.
 pub(super) async fn count(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let response: Response<Body> = next.run(request).await;
-    tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    tracing::debug!(%method, route, status = response.status().as_u16(), "answered");
     hub.metrics().request("rest", response.status().as_u16());
     response
 }

@@ -21,7 +21,10 @@ use crate::hub::Hub;
 /// Whether the controller serves, and whether its store takes changes.
 ///
 /// 200 also while the store refuses writes, as reading and all links go on then; the status tells.
-#[utoipa::path(get, path = "/healthz", tag = "process", responses((status = 200, body = Health)))]
+#[utoipa::path(
+    get, path = "/healthz", tag = "process",
+    responses((status = 200, description = "It serves", body = Health))
+)]
 pub(super) async fn health(State(hub): State<Arc<Hub>>) -> Json<Health> {
     let status = if hub.probe().await.is_ok() { "ok" } else { "read_only" };
     Json(Health {
@@ -35,7 +38,7 @@ pub(super) async fn health(State(hub): State<Arc<Hub>>) -> Json<Health> {
 /// Counters in Prometheus' text form. Takes the role read in all networks.
 #[utoipa::path(
     get, path = "/metrics", tag = "process", security(("operator" = [])),
-    responses((status = 200, content_type = "text/plain", body = String), (status = "default", body = Problem))
+    responses((status = 200, description = "The counters", content_type = "application/openmetrics-text", body = String), Failed)
 )]
 pub(super) async fn metrics(caller: Caller, State(hub): State<Arc<Hub>>) -> Result<Response, Failed> {
     caller.everywhere(Role::Read)?;
@@ -45,7 +48,10 @@ pub(super) async fn metrics(caller: Caller, State(hub): State<Arc<Hub>>) -> Resu
 }
 
 /// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "process", responses((status = 200, body = Object)))]
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "process",
+    responses((status = 200, description = "An OpenAPI 3.1 document", body = Object))
+)]
 pub(super) async fn openapi() -> Json<OpenApi> {
     Json(super::document())
 }
@@ -54,8 +60,8 @@ pub(super) async fn openapi() -> Json<OpenApi> {
 #[utoipa::path(
     post, path = "/v1/backup", tag = "process", security(("operator" = [])),
     responses(
-        (status = 200, content_type = "application/octet-stream", body = Vec<u8>),
-        (status = "default", body = Problem),
+        (status = 200, description = "The backup file", content_type = "application/octet-stream", body = Vec<u8>),
+        Failed,
     )
 )]
 pub(super) async fn backup(caller: Caller, State(hub): State<Arc<Hub>>) -> Result<Response, Failed> {

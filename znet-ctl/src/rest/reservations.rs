@@ -24,9 +24,10 @@ fn describe(network: &Network, kept: &core::Reservation) -> Reservation {
 
 /// All reservations of a network, by name.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/reservations", tag = "reservations", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/reservations", tag = "reservations",
+    operation_id = "list_reservations", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Vec<Reservation>), (status = "default", body = Problem))
+    responses((status = 200, description = "The reservations", body = Vec<Reservation>), Failed)
 )]
 pub(super) async fn list(
     caller: Caller,
@@ -42,13 +43,14 @@ pub(super) async fn list(
 
 /// Keeps a name and addresses; replaces what was kept for the name. Takes the role deploy.
 #[utoipa::path(
-    put, path = "/v1/networks/{network}/reservations/{name}", tag = "reservations", security(("operator" = [])),
+    put, path = "/v1/networks/{network}/reservations/{name}", tag = "reservations",
+    operation_id = "put_reservation", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("name" = String, Path, description = "The container's name"),
     ),
     request_body = Reserve,
-    responses((status = 200, body = Reservation), (status = "default", body = Problem))
+    responses((status = 200, description = "What is kept", body = Reservation), Failed)
 )]
 pub(super) async fn put(
     caller: Caller,
@@ -67,12 +69,13 @@ pub(super) async fn put(
 
 /// Gives a reservation up. A container that has the addresses keeps them. Takes the role deploy.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}/reservations/{name}", tag = "reservations", security(("operator" = [])),
+    delete, path = "/v1/networks/{network}/reservations/{name}", tag = "reservations",
+    operation_id = "remove_reservation", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("name" = String, Path, description = "The container's name"),
     ),
-    responses((status = 204), (status = "default", body = Problem))
+    responses((status = 204, description = "Nothing is kept for the name"), Failed)
 )]
 pub(super) async fn remove(
     caller: Caller,

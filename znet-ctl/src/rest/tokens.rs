@@ -1,7 +1,6 @@
 //! Join tokens.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -13,7 +12,7 @@ use znet_core::controller::{Command, Rejection, Reply};
 use znet_core::id::TokenId;
 
 use super::auth::Caller;
-use super::problem::{Answer, Content, Failed, invalid, name};
+use super::problem::{Answer, Content, Failed, beginning, invalid, name, seconds, unknown};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::{CommandError, Hosted};
@@ -25,9 +24,10 @@ fn describe(hosted: &Hosted, id: TokenId) -> Result<Token, Failed> {
 
 /// All join tokens of a network, the oldest first; their secrets are not kept.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/tokens", tag = "tokens", security(("operator" = [])),
+    get, path = "/v1/networks/{network}/tokens", tag = "tokens",
+    operation_id = "list_tokens", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")),
-    responses((status = 200, body = Vec<Token>), (status = "default", body = Problem))
+    responses((status = 200, description = "The tokens, revoked and used up ones too", body = Vec<Token>), Failed)
 )]
 pub(super) async fn list(
     caller: Caller,
@@ -42,9 +42,10 @@ pub(super) async fn list(
 
 /// Makes a join token. Its text is in this answer and nowhere else. Takes the role deploy.
 #[utoipa::path(
-    post, path = "/v1/networks/{network}/tokens", tag = "tokens", security(("operator" = [])),
+    post, path = "/v1/networks/{network}/tokens", tag = "tokens",
+    operation_id = "create_token", security(("operator" = [])),
     params(("network" = String, Path, description = "Name or identifier")), request_body = CreateToken,
-    responses((status = 201, body = NewToken), (status = "default", body = Problem))
+    responses((status = 201, description = "The token, with its text", body = NewToken), Failed)
 )]
 pub(super) async fn create(
     caller: Caller,
@@ -56,10 +57,11 @@ pub(super) async fn create(
     if asked.uses == Some(0) {
         return Err(invalid("uses", "a token that cannot be used once is none; leave it out for any number"));
     }
+    let valid_for = asked.expires_in_seconds.map(|n| seconds("expires_in_seconds", n)).transpose()?;
     let command = Command::CreateToken {
         label: asked.label.as_deref().map(name).transpose()?,
         uses: asked.uses,
-        expires: asked.expires_in_seconds.map(|seconds| hub.clock().now().plus(Duration::from_secs(seconds))),
+        expires: valid_for.map(|valid_for| hub.clock().now().plus(valid_for)),
         lifetime: asked.lifetime.into(),
     };
     let done = hosted.execute(command, caller.actor()).await?;
@@ -82,12 +84,13 @@ pub(super) async fn create(
 
 /// Makes a join token invalid. Nodes that joined by it stay. Takes the role deploy.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}/tokens/{id}", tag = "tokens", security(("operator" = [])),
+    delete, path = "/v1/networks/{network}/tokens/{id}", tag = "tokens",
+    operation_id = "revoke_token", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("id" = String, Path, description = "The token's handle or label"),
     ),
-    responses((status = 200, body = Token), (status = "default", body = Problem))
+    responses((status = 200, description = "The token as it is now", body = Token), Failed)
 )]
 pub(super) async fn revoke(
     caller: Caller,
@@ -99,10 +102,15 @@ pub(super) async fn revoke(
         let is_it = |label: &znet_core::name::Name| label.as_str() == wanted;
         network.tokens().find(|token| !token.revoked && token.label.as_ref().is_some_and(is_it)).map(|t| t.id)
     })?;
-    let token = match labelled {
-        Some(token) => token,
-        None => wanted.parse().map_err(|error| invalid("id", error))?,
+    let missing = |_| {
+        let why = format!(
+            "network {} has no valid token of the label or handle {}",
+            hosted.name(),
+            beginning(&wanted)
+        );
+        unknown("no_such_token", why)
     };
+    let token = labelled.map_or_else(|| wanted.parse().map_err(missing), Ok)?;
     hosted.execute(Command::RevokeToken { token }, caller.actor()).await?;
     Ok(Json(describe(&hosted, token)?))
 }
