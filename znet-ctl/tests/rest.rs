@@ -357,7 +357,8 @@ async fn a_secret_is_in_the_answer_that_made_it_and_nowhere_else() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    // For the whole process: what the other tests log meanwhile is looked at as well.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
     let world = World::new().await;
     world.furnish("acme").await;
     let made = world.ok(Method::POST, "/v1/networks/acme/tokens", json!({ "label": "ci" })).await;
