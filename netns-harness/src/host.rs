@@ -202,7 +202,8 @@ impl Container {
 
     /// Opened anew each time: a descriptor that is kept would keep the namespace.
     pub(crate) fn open(&self) -> Result<OwnedFd> {
-        let path = PathBuf::from(format!("/proc/{}/root/run/netns/{}", self.host.pid(), self.name));
+        let path =
+            PathBuf::from(format!("/proc/{}/root", self.host.pid())).join("run/netns").join(&self.name);
         let doing = format!("enter container {} on {}", self.name, self.host.name());
         File::open(&path).map(OwnedFd::from).map_err(LabError::io(doing))
     }
