@@ -5,8 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use znet_cli::LogFormat;
-use znet_cli::output::Format;
+use znet_cli::Common;
 use znet_core::name::Name;
 
 /// The node agent of znet: joins networks and gives containers their encrypted links.
@@ -16,12 +15,9 @@ use znet_core::name::Name;
     after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not permitted, 6 unreachable, 7 timed out.\nSettings come from flags, then the environment, then the file of --config."
 )]
 pub struct Args {
-    /// How results and errors are printed
-    #[arg(long, global = true, value_enum, default_value = "table", env = "ZNET_OUTPUT")]
-    pub output: Format,
-    /// A TOML file with settings: `[run] listen-port = 51820` [default: /etc/znet/agent.toml if it exists]
-    #[arg(long, global = true, value_name = "FILE", env = "ZNET_CONFIG")]
-    pub config: Option<PathBuf>,
+    /// What every command takes
+    #[command(flatten)]
+    pub common: Common,
     /// Where the agent's sockets are
     #[arg(
         long,
@@ -31,12 +27,6 @@ pub struct Args {
         env = "ZNET_AGENT_RUN_DIR"
     )]
     pub run_dir: PathBuf,
-    /// Which log lines are printed: error, warn, info, debug, trace, or a filter such as info,znet_agent=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "ZNET_LOG")]
-    pub log_level: String,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value = "text", env = "ZNET_LOG_FORMAT")]
-    pub log_format: LogFormat,
     /// What to do
     #[command(subcommand)]
     pub command: Command,

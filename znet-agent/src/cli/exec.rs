@@ -43,7 +43,7 @@ const PASSED: [(Signal, bool); 7] = [
 
 pub(super) fn exec(client: &LocalClient, args: ExecArgs) -> Result<ExitCode, Failure> {
     let keeper = Keeper::start()?;
-    super::runtime(false)?.block_on(attached(client, args, keeper))
+    znet_cli::runtime(false)?.block_on(attached(client, args, keeper))
 }
 
 async fn attached(client: &LocalClient, args: ExecArgs, keeper: Keeper) -> Result<ExitCode, Failure> {

@@ -7,8 +7,6 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
-use znet_cli::config;
 use znet_cli::exit::{Failure, Kind};
 use znet_cli::output::Format;
 
@@ -26,11 +24,11 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "engine") && std::env::args_os().len() == 2 {
         return engine();
     }
-    let args = match parse() {
+    let args = match znet_cli::parse::<Args>(CONFIG_FILE) {
         Ok(args) => args,
         Err(failure) => return failure.report(Format::Table),
     };
-    let format = args.output;
+    let format = args.common.output;
     match dispatch(args) {
         Ok(code) => code,
         Err(failure) => failure.report(format),
@@ -45,24 +43,14 @@ fn engine() -> ExitCode {
     }
 }
 
-fn parse() -> Result<Args, Failure> {
-    let named = config::path_from_args(std::env::args_os().skip(1));
-    let required = named.is_some();
-    let path = named.unwrap_or_else(|| CONFIG_FILE.into());
-    let command = config::layer(Args::command(), &path, required)
-        .map_err(|error| Failure::new(Kind::Usage, "config", error))?;
-    let matches = command.get_matches();
-    Args::from_arg_matches(&matches).map_err(|error| error.exit())
-}
-
 fn dispatch(args: Args) -> Result<ExitCode, Failure> {
-    let format = args.output;
+    let format = args.common.output;
     let client = LocalClient::new(&args.run_dir.join(crate::local::SOCKET));
     match args.command {
         Command::Run(run) => {
-            znet_cli::init_logging(&args.log_level, args.log_format);
+            znet_cli::init_logging(&args.common.log_level, args.common.log_format);
             znet_cli::raise_open_files();
-            runtime(true)?.block_on(run::run(run, args.run_dir)).map(|()| ExitCode::SUCCESS)
+            znet_cli::runtime(true)?.block_on(run::run(run, args.run_dir)).map(|()| ExitCode::SUCCESS)
         }
         Command::Exec(exec) => exec::exec(&client, exec),
         Command::Completions { shell } => {
@@ -73,18 +61,10 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::new(Kind::Failure, "man", format!("{}: {error}", dir.display()))),
         Command::Engine => Ok(engine()),
-        asking => runtime(false)?.block_on(ask::ask(&client, asking, format)).map(|()| ExitCode::SUCCESS),
+        asking => {
+            znet_cli::runtime(false)?.block_on(ask::ask(&client, asking, format)).map(|()| ExitCode::SUCCESS)
+        }
     }
-}
-
-fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
-    let mut builder = match threads {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = builder.enable_all().build();
-    runtime
-        .map_err(|error| Failure::new(Kind::Failure, "runtime", format!("no runtime can be made: {error}")))
 }
 
 impl From<LocalError> for Failure {
@@ -118,6 +98,8 @@ impl From<AgentError> for Failure {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]
