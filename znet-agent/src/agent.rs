@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use znet_api::agent_client::AgentClient;
@@ -30,9 +31,11 @@ const NAME_LOCKS: usize = 64;
 /// Bytes of deltas that are kept on disk before they are put together with the map.
 const MAX_DELTAS: u64 = 1 << 20;
 /// How long a request waits for a connection to the controller.
-pub const CONTROLLER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+pub const CONTROLLER_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes that WireGuard adds to a packet: an IPv6 header, a UDP header, and its own (white paper, section 5.4.6).
 const OVERHEAD: u32 = 40 + 8 + 32;
+/// How long the underlay's MTU counts as known: many containers are looked at in a row.
+const MTU_KEPT: Duration = Duration::from_secs(1);
 /// The least MTU of an IPv6 link (RFC 8200, section 5).
 const MIN_MTU: u32 = 1_280;
 /// The MTU of an Ethernet underlay, assumed where no link tells.
@@ -134,6 +137,8 @@ pub struct Agent {
     /// The next look of [`crate::reconcile`] goes to the links and the map as well, not only to the engine.
     closely: AtomicBool,
     engine: Mutex<Engine>,
+    /// The MTU of devices and when it was found out.
+    mtu: Mutex<Option<(Instant, u32)>>,
     networks: RwLock<BTreeMap<NetworkId, Arc<Joined>>>,
 }
 
@@ -151,7 +156,8 @@ impl Agent {
         let node = identity.node_id().map_err(|error| AgentError::Invalid(error.to_string()))?;
         let engine = Mutex::new(Engine::adopt(&options.run_dir));
         let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
-        let agent = Self { options, files, identity, node, wake, closely, engine, networks };
+        let mtu = Mutex::new(None);
+        let agent = Self { options, files, identity, node, wake, closely, engine, mtu, networks };
         if replace_engine {
             agent.engine().dismiss();
         }
@@ -340,8 +346,16 @@ impl Agent {
 
     /// The MTU of devices: what the narrowest underlay link leaves. Blocks.
     pub fn mtu(&self) -> u32 {
+        let mut kept = self.mtu.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, mtu)) = *kept
+            && at.elapsed() < MTU_KEPT
+        {
+            return mtu;
+        }
         let found = netns::run_in_host(|handle| async move { link::underlay(&handle).await });
         let narrowest = found.ok().and_then(|found| found.into_iter().map(|(_, mtu)| mtu).min());
-        narrowest.unwrap_or(DEFAULT_UNDERLAY_MTU).saturating_sub(OVERHEAD).max(MIN_MTU)
+        let mtu = narrowest.unwrap_or(DEFAULT_UNDERLAY_MTU).saturating_sub(OVERHEAD).max(MIN_MTU);
+        *kept = Some((Instant::now(), mtu));
+        mtu
     }
 }

@@ -318,3 +318,103 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), AgentError> {
     };
     write().map_err(at(path))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use znet_api::convert::delta_to_wire;
+    use znet_core::id::{Epoch, NodeId};
+    use znet_core::key::SigningKey;
+    use znet_core::map::{Change, Delta, Head, Map, NodeRecord};
+
+    use super::*;
+
+    const NETWORK: NetworkId = NetworkId::from_bytes([1; 16]);
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed(&[7; 32])
+    }
+
+    fn node(number: u8) -> Record {
+        let name = format!("n{number}").parse().unwrap();
+        Record::Node(NodeRecord { id: NodeId::from_bytes([number; 32]), name, endpoints: vec![] })
+    }
+
+    /// The map of a revision has as many nodes.
+    fn head(revision: u8) -> SignedHead {
+        let map: Map = (1..=revision).map(node).collect();
+        let digest = map.set_hash(NETWORK).digest();
+        let revision = Revision::new(revision.into());
+        Head { network: NETWORK, epoch: Epoch::default(), revision, digest }.sign(&key())
+    }
+
+    fn delta(to: u8) -> v1::Delta {
+        let changes = vec![Change::Put(node(to))];
+        let (from, to_revision) = (Revision::new(u64::from(to) - 1), Revision::new(to.into()));
+        delta_to_wire(&Delta { from, to: to_revision, changes }, &head(to))
+    }
+
+    fn files() -> (tempfile::TempDir, Files) {
+        let dir = tempfile::Builder::new().prefix("zt-files-").tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        fs::create_dir(files.network_dir(NETWORK)).unwrap();
+        let mut member = Member::new(NETWORK, key().verifying_key());
+        member.apply_snapshot([node(1)], &head(1)).unwrap();
+        files.put_map(&member).unwrap();
+        (dir, files)
+    }
+
+    fn loaded(files: &Files) -> Member {
+        let mut member = Member::new(NETWORK, key().verifying_key());
+        files.load_map(&mut member);
+        member
+    }
+
+    #[test]
+    fn deltas_lead_on_from_the_map_and_a_torn_one_at_the_end_is_left_out() {
+        let (_dir, files) = files();
+        files.append_delta(NETWORK, &delta(2)).unwrap();
+        let whole = files.append_delta(NETWORK, &delta(3)).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::new(3));
+        let journal = files.network_dir(NETWORK).join("map.log");
+        OpenOptions::new().write(true).open(journal).unwrap().set_len(whole - 3).unwrap();
+        let member = loaded(&files);
+        assert_eq!(member.revision(), Revision::new(2));
+        files.put_map(&member).unwrap();
+        files.append_delta(NETWORK, &delta(3)).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::new(3));
+    }
+
+    #[test]
+    fn deltas_that_the_map_has_already_are_passed_over() {
+        let (_dir, files) = files();
+        files.append_delta(NETWORK, &delta(2)).unwrap();
+        let journal = fs::read(files.network_dir(NETWORK).join("map.log")).unwrap();
+        files.put_map(&loaded(&files)).unwrap();
+        // The crash came after the map was written and before the list was emptied.
+        fs::write(files.network_dir(NETWORK).join("map.log"), journal).unwrap();
+        files.append_delta(NETWORK, &delta(3)).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::new(3));
+    }
+
+    #[test]
+    fn a_map_that_somebody_changed_on_disk_is_not_believed() {
+        let (_dir, files) = files();
+        let path = files.network_dir(NETWORK).join("map");
+        let mut bytes = fs::read(&path).unwrap();
+        for byte in &mut bytes {
+            *byte ^= u8::from(*byte == b'1');
+        }
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::ZERO);
+    }
+
+    #[test]
+    fn a_damaged_list_of_attachments_is_put_aside_and_keeps_nobody_from_starting() {
+        let (_dir, files) = files();
+        let path = files.network_dir(NETWORK).join("attachments.json");
+        fs::write(&path, "[{").unwrap();
+        assert!(files.attachments(NETWORK).unwrap().is_empty());
+        assert!(path.with_extension("damaged").exists());
+    }
+}
