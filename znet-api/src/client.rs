@@ -263,6 +263,14 @@ impl ControllerClient {
         self.get(&format!("/v1/networks/{network}/audit?after={after}&limit={limit}")).await
     }
 
+    /// `GET /v1/audit?after=…&limit=…`: of all networks, those that were deleted included, and of the controller itself.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn audit_all(&self, after: u64, limit: u32) -> Result<Vec<AuditRecord>, ClientError> {
+        self.get(&format!("/v1/audit?after={after}&limit={limit}")).await
+    }
+
     /// `GET /v1/operators`
     ///
     /// # Errors

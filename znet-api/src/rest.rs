@@ -271,7 +271,10 @@ pub struct AuditRecord {
     pub action: String,
     /// To what, in words.
     pub subject: String,
-    /// The revision that resulted.
+    /// The identifier of the network that was changed; absent when it was the controller itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The network's revision that resulted; zero when there is none.
     pub revision: u64,
 }
 

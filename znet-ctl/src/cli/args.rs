@@ -8,8 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use znet_api::rest::OperatorRole;
 use znet_api::tls::Pin;
-use znet_cli::LogFormat;
-use znet_cli::output::Format;
+use znet_cli::Common;
 
 /// The controller of znet and the operator's command line.
 #[derive(Debug, Parser)]
@@ -18,12 +17,9 @@ use znet_cli::output::Format;
     after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not permitted, 6 unreachable, 7 timed out.\nSettings come from flags, then the environment, then the file of --config."
 )]
 pub struct Args {
-    /// How results and errors are printed
-    #[arg(long, global = true, value_enum, default_value = "table", env = "ZNET_OUTPUT")]
-    pub output: Format,
-    /// A TOML file with settings: `socket = "…"`, `[serve] listen = "…"` [default: /etc/znet/ctl.toml if it exists]
-    #[arg(long, global = true, value_name = "FILE", env = "ZNET_CONFIG")]
-    pub config: Option<PathBuf>,
+    /// What every command takes
+    #[command(flatten)]
+    pub common: Common,
     /// The Unix socket of a controller on this machine
     #[arg(
         long,
@@ -45,12 +41,6 @@ pub struct Args {
     /// A file with the operator's token
     #[arg(long, global = true, value_name = "FILE", env = "ZNET_OPERATOR_TOKEN_FILE")]
     pub operator_token_file: Option<PathBuf>,
-    /// Which log lines are printed: error, warn, info, debug, trace, or a filter such as info,znet_ctl=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "ZNET_LOG")]
-    pub log_level: String,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value = "text", env = "ZNET_LOG_FORMAT")]
-    pub log_format: LogFormat,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -108,11 +98,13 @@ pub enum Command {
         watch: bool,
     },
     /// Show who changed what, when, at which revision
-    #[command(after_help = "Examples:\n  znet-ctl audit acme\n  znet-ctl audit acme --after 1200 --follow")]
+    #[command(
+        after_help = "Examples:\n  znet-ctl audit\n  znet-ctl audit acme\n  znet-ctl audit acme --after 1200 --follow"
+    )]
     Audit {
-        /// The network, by name or identifier
+        /// The network, by name or identifier; all, and the controller itself, when absent
         #[arg(value_name = "NETWORK")]
-        network: String,
+        network: Option<String>,
         /// Only records after this one
         #[arg(long, value_name = "SEQ", default_value_t = 0)]
         after: u64,

@@ -43,7 +43,7 @@ impl Asker {
             Command::Operator(command) => self.operator(command).await,
             Command::Status { network, watch } => self.status(network.as_deref(), watch).await,
             Command::Audit { network, after, limit, follow } => {
-                self.audit(&network, after, limit, follow).await
+                self.audit(network.as_deref(), after, limit, follow).await
             }
             Command::Apply { file, dry_run } => self.apply(&file, dry_run).await,
             Command::Backup { file } => self.backup(&file).await,

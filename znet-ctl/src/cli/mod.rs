@@ -12,8 +12,6 @@ mod watch;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
-use znet_cli::config;
 use znet_cli::exit::{Failure, Kind};
 use znet_cli::output::Format;
 
@@ -29,38 +27,28 @@ type Result<T = ()> = std::result::Result<T, Failure>;
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
-    let args = match parse() {
+    let args = match znet_cli::parse::<Args>(CONFIG_FILE) {
         Ok(args) => args,
         Err(failure) => return failure.report(Format::Table),
     };
-    let format = args.output;
+    let format = args.common.output;
     match dispatch(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(format),
     }
 }
 
-fn parse() -> Result<Args> {
-    let named = config::path_from_args(std::env::args_os().skip(1));
-    let required = named.is_some();
-    let path = named.unwrap_or_else(|| CONFIG_FILE.into());
-    let command = config::layer(Args::command(), &path, required)
-        .map_err(|error| Failure::new(Kind::Usage, "config", error))?;
-    let matches = command.get_matches();
-    Args::from_arg_matches(&matches).map_err(|error| error.exit())
-}
-
 fn dispatch(args: Args) -> Result {
     match args.command {
         Command::Serve(serve) => {
-            znet_cli::init_logging(&args.log_level, args.log_format);
+            znet_cli::init_logging(&args.common.log_level, args.common.log_format);
             znet_cli::raise_open_files();
             let (data_dir, listen, advertise) = (serve.data_dir, serve.listen, serve.advertise);
             let options = ServeOptions { data_dir, listen, advertise, socket: args.socket };
-            Ok(runtime(true)?.block_on(serve::run(options))?)
+            Ok(znet_cli::runtime(true)?.block_on(serve::run(options))?)
         }
         Command::Restore { file, data_dir, replace } => {
-            files::restore(&file, &data_dir, replace, args.output)
+            files::restore(&file, &data_dir, replace, args.common.output)
         }
         Command::Completions { shell } => {
             znet_cli::completions::<Args>(shell);
@@ -75,21 +63,11 @@ fn dispatch(args: Args) -> Result {
                 pin: args.pin,
                 token: args.operator_token,
                 token_file: args.operator_token_file,
-                format: args.output,
+                format: args.common.output,
             })?;
-            runtime(false)?.block_on(asker.ask(command))
+            znet_cli::runtime(false)?.block_on(asker.ask(command))
         }
     }
-}
-
-fn runtime(threads: bool) -> Result<tokio::runtime::Runtime> {
-    let mut builder = match threads {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = builder.enable_all().build();
-    runtime
-        .map_err(|error| Failure::new(Kind::Failure, "runtime", format!("no runtime can be made: {error}")))
 }
 
 /// Has the user agree to something that cannot be undone.
@@ -127,6 +105,8 @@ impl From<ServeError> for Failure {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory as _;
+
     use super::*;
 
     fn check(command: &mut clap::Command, path: &str) {

@@ -111,9 +111,9 @@ impl Asker {
         Ok(())
     }
 
-    pub(super) async fn audit(&self, network: &str, after: u64, limit: u32, follow: bool) -> Result {
+    pub(super) async fn audit(&self, network: Option<&str>, after: u64, limit: u32, follow: bool) -> Result {
         let headings = ["SEQ", "AT", "ACTOR", "ACTION", "SUBJECT", "REVISION"];
-        let first = self.client.audit(network, after, limit).await.map_err(failed)?;
+        let first = self.records(network, after, limit).await?;
         if !follow {
             output::print(self.format, &first, &headings, first.iter().map(audit_row));
             return Ok(());
@@ -130,8 +130,16 @@ impl Asker {
             if records.is_empty() {
                 tokio::time::sleep(LOOK).await;
             }
-            records = self.client.audit(network, last, PAGE).await.map_err(failed)?;
+            records = self.records(network, last, PAGE).await?;
         }
+    }
+
+    async fn records(&self, network: Option<&str>, after: u64, limit: u32) -> Result<Vec<AuditRecord>> {
+        let records = match network {
+            Some(network) => self.client.audit(network, after, limit).await,
+            None => self.client.audit_all(after, limit).await,
+        };
+        records.map_err(failed)
     }
 }
 

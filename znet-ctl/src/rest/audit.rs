@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use znet_api::rest::{AuditRecord, rfc3339};
-use znet_core::id::Revision;
+use znet_core::id::{NetworkId, Revision};
 
 use super::auth::Caller;
 use super::problem::{Answer, Failed};
@@ -43,14 +43,35 @@ pub(super) async fn list(
     Query(part): Query<Part>,
 ) -> Answer<Vec<AuditRecord>> {
     let hosted = caller.network(&hub, &network, Role::Read)?;
+    page(&hub, Some(hosted.id()), &part).await
+}
+
+/// The audit trail of all networks, those that were deleted included, and of the controller itself, the oldest record
+/// first. Takes the role read in all networks.
+#[utoipa::path(
+    get, path = "/v1/audit", tag = "audit",
+    operation_id = "list_all_audit", security(("operator" = [])), params(Part),
+    responses((status = 200, description = "The records", body = Vec<AuditRecord>), Failed)
+)]
+pub(super) async fn all(
+    caller: Caller,
+    State(hub): State<Arc<Hub>>,
+    Query(part): Query<Part>,
+) -> Answer<Vec<AuditRecord>> {
+    caller.everywhere(Role::Read)?;
+    page(&hub, None, &part).await
+}
+
+async fn page(hub: &Hub, network: Option<NetworkId>, part: &Part) -> Answer<Vec<AuditRecord>> {
     let limit = part.limit.unwrap_or(PAGE).min(MAX_AUDIT_PAGE);
-    let records = hub.audit(Some(hosted.id()), part.after.unwrap_or_default(), limit).await?;
+    let records = hub.audit(network, part.after.unwrap_or_default(), limit).await?;
     let describe = |record: crate::store::AuditRecord| AuditRecord {
         seq: record.seq,
         at: rfc3339(record.at),
         actor: record.actor,
         action: record.action,
         subject: record.detail,
+        network: record.network.map(|network| network.to_string()),
         revision: record.revision.map_or(0, Revision::get),
     };
     Ok(Json(records.into_iter().map(describe).collect()))

@@ -73,6 +73,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(reservations::list))
         .routes(routes!(reservations::put, reservations::remove))
         .routes(routes!(audit::list))
+        .routes(routes!(audit::all))
         .routes(routes!(operators::list, operators::create))
         .routes(routes!(operators::revoke))
         .split_for_parts()

@@ -88,7 +88,7 @@ const ADMIN_ALL: Takes = Takes::Everywhere("admin");
 const OPERATOR: &str = r#"{"note":"ci","role":"read"}"#;
 
 /// All routes. The network goes last.
-pub(crate) const ROUTES: [Route; 27] = [
+pub(crate) const ROUTES: [Route; 28] = [
     route("GET", "/healthz", Takes::Nothing, "", "", 200),
     route("GET", "/openapi.json", Takes::Nothing, "", "", 200),
     route("GET", "/metrics", READ_ALL, "", "", 200),
@@ -111,6 +111,7 @@ pub(crate) const ROUTES: [Route; 27] = [
     route("PUT", "/v1/networks/{network}/reservations/{name}", DEPLOY, "db", "{}", 200),
     route("DELETE", "/v1/networks/{network}/reservations/{name}", DEPLOY, "none", "", 204),
     route("GET", "/v1/networks/{network}/audit", READ, "", "", 200),
+    route("GET", "/v1/audit", READ_ALL, "", "", 200),
     route("GET", "/v1/operators", ADMIN_ALL, "", "", 200),
     route("POST", "/v1/operators", ADMIN_ALL, "", OPERATOR, 201),
     route("DELETE", "/v1/operators/{id}", ADMIN_ALL, "0123456789abcdef", "", 404),
