@@ -174,6 +174,22 @@ fn a_peer_cannot_speak_for_anothers_address() {
 }
 
 #[test]
+fn the_length_of_a_packet_shows_only_in_steps_and_the_receiver_gets_it_as_it_was() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"hello");
+    run(&mut nodes, |_| false);
+    for length in [0, 1, 12, 13, 700, 1_380, 1_390, 1_400] {
+        let body = vec![7; length];
+        send(&mut nodes[0], 1, 2, &body);
+        // 32 bytes are WireGuard's own (white paper, section 5.4.6).
+        let sent = nodes[0].out.datagrams.back().unwrap().1.len() - 32;
+        assert_eq!(sent, (20 + length).next_multiple_of(16).min(1_420), "a packet of {}", 20 + length);
+        run(&mut nodes, |_| false);
+        assert_eq!(nodes[1].out.delivered.last().unwrap().1, packet(1, 2, &body));
+    }
+}
+
+#[test]
 fn nothing_is_kept_of_a_stranger() {
     let [_, two] = pair();
     let mut stranger = node(9);

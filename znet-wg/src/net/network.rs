@@ -52,6 +52,8 @@ pub struct Network {
     indices: HashMap<u32, (ContainerId, PublicKey)>,
     next_index: u32,
     scratch: Box<[u8]>,
+    /// A packet and the zeroes behind it.
+    padded: Box<[u8]>,
     budget: Budget,
     expired: Vec<(ContainerId, PublicKey)>,
     early: Early,
@@ -64,6 +66,25 @@ struct Budget {
     since: Instant,
     all: u32,
     strangers: u32,
+}
+
+/// The length of what is sent shows only in steps of this many bytes (white paper, section 5.4.6).
+const PADDING: usize = 16;
+
+/// Puts zeroes behind a packet, up to the next step, but never beyond what the link carries. The receiver cuts them off by
+/// the length in the packet's header.
+fn pad<'a>(packet: &'a [u8], mtu: u32, room: &'a mut [u8]) -> &'a [u8] {
+    let most = usize::try_from(mtu).unwrap_or(usize::MAX).max(packet.len());
+    let length = packet.len().next_multiple_of(PADDING).min(most);
+    match room.get_mut(..length) {
+        Some(room) if length != packet.len() => {
+            let (start, rest) = room.split_at_mut(packet.len());
+            start.copy_from_slice(packet);
+            rest.fill(0);
+            room
+        }
+        _ => packet,
+    }
 }
 
 impl Budget {
@@ -91,6 +112,7 @@ impl Network {
             indices: HashMap::new(),
             next_index: first_index & INDEX_MASK,
             scratch: vec![0; super::MAX_PACKET + 64].into_boxed_slice(),
+            padded: vec![0; super::MAX_PACKET + PADDING].into_boxed_slice(),
             budget: Budget { since: now, all: 0, strangers: 0 },
             expired: Vec::new(),
             early: Early::new(),
@@ -212,7 +234,8 @@ impl Network {
             return;
         }
         let armed = session.retry_at();
-        let sent = session.send(packet, &mut self.scratch, now, sink);
+        let padded = pad(packet, device.mtu, &mut self.padded);
+        let sent = session.send(padded, &mut self.scratch, now, sink);
         if let Some(at) = session.retry_at().filter(|_| armed.is_none()) {
             self.retries.push(Reverse((at, id, key)));
         }
