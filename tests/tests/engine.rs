@@ -104,6 +104,10 @@ fn random_and_mutated_datagrams_neither_crash_nor_grow_the_engine_nor_disturb_li
     assert!(flood.wait(Duration::from_secs(60))?.success());
     assert!(flood.stdout()?.contains(" 0% packet loss"), "{}", flood.stdout()?);
     assert_eq!(n1.engine_pid()?, pid, "the engine was replaced");
+    let dropped = n1.network("acme")?["dropped"].clone();
+    for counter in ["drop_malformed", "drop_no_session", "drop_stranger"] {
+        assert!(dropped[counter].as_u64().unwrap() > 0, "{counter} did not tell: {dropped}");
+    }
     let grown = resident(pid)?.saturating_sub(before);
     assert!(grown < 4 << 10, "the engine grew by {grown} KiB");
     world.passed();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::PublicKey;
-use znet_wg::control::{Device, DeviceStats, EngineClient, EngineError, Peer, SessionKey};
+use znet_wg::control::{Device, EngineClient, EngineError, EngineStats, Peer, SessionKey};
 
 use crate::error::AgentError;
 use crate::host::socket::remove_wg_socket;
@@ -274,11 +274,11 @@ impl Engine {
         Ok(self.client()?.replace_peers(network, peers)?)
     }
 
-    /// The figures of all devices, and whether each one's namespace is gone.
+    /// All figures, and whether each device is gone.
     ///
     /// # Errors
     /// [`AgentError::Engine`].
-    pub fn stats(&mut self) -> Result<Vec<(NetworkId, ContainerId, bool, DeviceStats)>, AgentError> {
+    pub fn stats(&mut self) -> Result<EngineStats, AgentError> {
         Ok(self.client()?.stats()?)
     }
 

@@ -17,7 +17,7 @@ use znet_api::error::Problem;
 use znet_api::token::{JoinToken, TokenError};
 use znet_api::v1;
 use znet_core::name::Name;
-use znet_wg::control::DeviceStats;
+use znet_wg::control::{DeviceStats, NetworkStats};
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{AttachOrder, attach, blocking, detach};
@@ -130,6 +130,9 @@ pub struct NetworkStatus {
     pub nodes: usize,
     /// Number of containers in the map.
     pub containers: usize,
+    /// What came in on the port and was dropped, as it is no container's.
+    #[serde(default)]
+    pub dropped: NetworkStats,
     /// The containers of this node.
     pub attached: Vec<AttachedContainer>,
 }
@@ -290,8 +293,9 @@ fn status_of(agent: &Agent) -> Status {
             (all, state.member.revision().get(), map.nodes().len(), map.containers().len())
         };
         let id = joined.membership.network;
-        let of =
-            |container| stats.iter().find(|(n, c, ..)| *n == id && *c == container).map(|(.., stats)| *stats);
+        let of = |container| {
+            stats.devices.iter().find(|(n, c, ..)| *n == id && *c == container).map(|(.., stats)| *stats)
+        };
         NetworkStatus {
             name: joined.membership.name.to_string(),
             id: id.to_string(),
@@ -300,6 +304,12 @@ fn status_of(agent: &Agent) -> Status {
             port: joined.membership.port,
             nodes,
             containers,
+            dropped: stats
+                .networks
+                .iter()
+                .find(|(n, _)| *n == id)
+                .map(|(_, stats)| *stats)
+                .unwrap_or_default(),
             attached: attachments.iter().map(|a| describe(agent, &joined, a, of(a.container))).collect(),
         }
     });

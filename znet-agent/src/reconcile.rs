@@ -142,7 +142,8 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
     let (new, gone) = blocking(move || {
         let mut engine = asking.engine();
         let new = engine.ensure(&|network| asking.all_peers(network))?;
-        let gone = engine.stats()?.into_iter().filter(|(_, _, gone, _)| *gone).map(|(n, c, ..)| (n, c));
+        let gone =
+            engine.stats()?.devices.into_iter().filter(|(_, _, gone, _)| *gone).map(|(n, c, ..)| (n, c));
         Ok((new, gone.collect::<BTreeSet<_>>()))
     })
     .await?;

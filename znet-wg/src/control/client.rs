@@ -11,7 +11,9 @@ use znet_core::key::PublicKey;
 
 use super::frame::{FrameError, recv_frame, send_frame};
 use super::sessions::{SessionKey, read_sessions};
-use super::{Batch, Device, DeviceStats, MAX_PEERS_PER_MESSAGE, PROTOCOL, Peer, Reply, Request};
+use super::{
+    Batch, Device, DeviceStats, MAX_PEERS_PER_MESSAGE, NetworkStats, PROTOCOL, Peer, Reply, Request,
+};
 
 /// How long an engine may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,8 +45,6 @@ pub enum EngineError {
 pub struct DumpedNetwork {
     /// The network.
     pub network: NetworkId,
-    /// Number of peers in its directory.
-    pub peers: usize,
     /// Its UDP sockets.
     pub sockets: Vec<OwnedFd>,
 }
@@ -69,6 +69,15 @@ pub struct EngineDump {
     pub networks: Vec<DumpedNetwork>,
     /// The devices.
     pub devices: Vec<DumpedDevice>,
+}
+
+/// The figures of an engine.
+#[derive(Debug, Default)]
+pub struct EngineStats {
+    /// Of each device, and whether its TUN device has gone.
+    pub devices: Vec<(NetworkId, ContainerId, bool, DeviceStats)>,
+    /// Of what came in on each network's port and is no device's.
+    pub networks: Vec<(NetworkId, NetworkStats)>,
 }
 
 /// A connection to an engine.
@@ -218,8 +227,8 @@ impl EngineClient {
         loop {
             let (reply, fds) = recv_frame::<Reply>(&self.stream)?;
             match reply {
-                Reply::Network { network, peers } => {
-                    dump.networks.push(DumpedNetwork { network, peers, sockets: fds });
+                Reply::Network { network } => {
+                    dump.networks.push(DumpedNetwork { network, sockets: fds });
                 }
                 Reply::Device { network, device, gone } => {
                     dump.devices.push(DumpedDevice { network, device, gone, fds });
@@ -231,16 +240,19 @@ impl EngineClient {
         }
     }
 
-    /// The figures of all devices, and whether each one's TUN device has gone.
+    /// All figures.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn stats(&mut self) -> Result<Vec<(NetworkId, ContainerId, bool, DeviceStats)>, EngineError> {
+    pub fn stats(&mut self) -> Result<EngineStats, EngineError> {
         send_frame(&self.stream, &Request::Stats, &[])?;
-        let mut all = Vec::new();
+        let mut all = EngineStats::default();
         loop {
             match recv_frame::<Reply>(&self.stream)?.0 {
-                Reply::Stats { network, device, gone, stats } => all.push((network, device, gone, stats)),
+                Reply::Stats { network, device, gone, stats } => {
+                    all.devices.push((network, device, gone, stats));
+                }
+                Reply::NetworkStats { network, stats } => all.networks.push((network, stats)),
                 Reply::End => return Ok(all),
                 Reply::Error { message } => return Err(EngineError::Refused(message)),
                 _ => return Err(EngineError::Confused),

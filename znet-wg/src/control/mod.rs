@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::{PresharedKey, PrivateKey, PublicKey};
 
-pub use client::{DumpedDevice, DumpedNetwork, EngineClient, EngineDump, EngineError};
+pub use client::{DumpedDevice, DumpedNetwork, EngineClient, EngineDump, EngineError, EngineStats};
 pub use frame::{FrameError, MAX_FRAME, recv_frame, send_frame};
 pub use sessions::{SessionKey, SessionList, read_sessions};
 
@@ -162,7 +162,7 @@ pub enum Request {
     },
     /// Tell everything, descriptors included. Answered by one reply a network and a device, then [`Reply::End`].
     Dump,
-    /// Tell the figures of all devices. Answered by one reply a device, then [`Reply::End`].
+    /// Tell all figures. Answered by one reply a network and a device, then [`Reply::End`].
     Stats,
     /// Stop.
     Shutdown,
@@ -187,10 +187,7 @@ pub enum Reply {
     Network {
         /// The network.
         network: NetworkId,
-        /// Number of peers in the directory.
-        peers: usize,
     },
-
     /// A device; beside it its TUN device and its listening `wg(8)` socket.
     Device {
         /// The network.
@@ -210,6 +207,13 @@ pub enum Reply {
         gone: bool,
         /// The figures.
         stats: DeviceStats,
+    },
+    /// The figures of what came in on a network's port and is no device's.
+    NetworkStats {
+        /// The network.
+        network: NetworkId,
+        /// The figures.
+        stats: NetworkStats,
     },
     /// No more replies to this request follow.
     End,
@@ -250,6 +254,20 @@ pub struct DeviceStats {
     pub drop_full: u64,
     /// Sessions refused because the bound was reached.
     pub drop_sessions: u64,
+}
+
+/// Figures of what could not be assigned to a device, since the engine serves the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkStats {
+    /// Datagrams that are no WireGuard messages.
+    pub drop_malformed: u64,
+    /// Messages for a session that does not exist.
+    pub drop_no_session: u64,
+    /// Initiations for none of the local keys, or from a key that the directory does not have.
+    pub drop_stranger: u64,
+    /// Initiations beyond the budget.
+    pub drop_budget: u64,
 }
 
 impl fmt::Display for DeviceStats {

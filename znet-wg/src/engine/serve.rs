@@ -174,7 +174,7 @@ fn not_served(network: NetworkId) -> String {
 
 fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
     for (id, served) in &state.networks {
-        let reply = Reply::Network { network: *id, peers: served.network.directory.len() };
+        let reply = Reply::Network { network: *id };
         send_frame(stream, &reply, &served.sockets())?;
         for device in served.network.devices() {
             let Some(Ports { tun, uapi, gone, .. }) = served.ports.get(&device.id) else { continue };
@@ -194,6 +194,8 @@ fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
 
 fn stats(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
     for (id, served) in &state.networks {
+        let reply = Reply::NetworkStats { network: *id, stats: served.network.stats };
+        send_frame(stream, &reply, &[])?;
         for device in served.network.devices() {
             let gone = served.ports.get(&device.id).is_none_or(|ports| ports.gone);
             let reply = Reply::Stats { network: *id, device: device.id, gone, stats: device.stats };

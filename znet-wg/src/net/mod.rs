@@ -20,7 +20,7 @@ use znet_core::key::PublicKey;
 
 pub use device::{Device, MAX_SESSIONS_PER_DEVICE};
 pub use directory::{Directory, DirectoryEntry};
-pub use network::{INITIATIONS_PER_SECOND, Network, NetworkStats};
+pub use network::{INITIATIONS_PER_SECOND, Network};
 pub use packet::{Addresses, MAX_PACKET};
 pub use session::{PeerState, Session};
 

@@ -17,7 +17,7 @@ use super::directory::Directory;
 use super::early::{Early, INITIATION_LEN};
 use super::packet::Addresses;
 use super::session::{Received, Session, Tick};
-use crate::control::Peer;
+use crate::control::{NetworkStats, Peer};
 
 /// Handshake initiations a second that one network looks at: each costs a keyed MAC for every local key, and a
 /// quarter of a millisecond when it is for one of them. A part is kept for endpoints that the directory knows.
@@ -26,19 +26,6 @@ pub const INITIATIONS_PER_SECOND: u32 = 2_000;
 const INITIATIONS_FROM_STRANGERS: u32 = 500;
 /// Receiver indices have 24 bits; the lower 8 of the field are boringtun's.
 const INDEX_MASK: u32 = 0x00ff_ffff;
-
-/// Figures of what could not be assigned to a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NetworkStats {
-    /// Datagrams that are no WireGuard messages.
-    pub drop_malformed: u64,
-    /// Messages for a session that does not exist.
-    pub drop_no_session: u64,
-    /// Initiations for none of the local keys, or from a key that the directory does not have.
-    pub drop_stranger: u64,
-    /// Initiations beyond the budget.
-    pub drop_budget: u64,
-}
 
 /// One network as one node sees it.
 pub struct Network {
