@@ -80,6 +80,8 @@ pub struct Joined {
     pub secret: Mutex<Option<TokenSecret>>,
     /// The connection to the controller; `None` while it is away.
     pub client: watch::Sender<Option<AgentClient>>,
+    /// The map on disk lacks a change: it has to be written anew.
+    map_behind: AtomicBool,
     state: Mutex<JoinedState>,
     names: Vec<tokio::sync::Mutex<()>>,
 }
@@ -215,15 +217,14 @@ impl Agent {
         } else {
             // A port that others may have learned is kept if it can be.
             let wanted = if membership.port == 0 { self.options.listen_port } else { membership.port };
-            let (port, sockets) = socket::bind_port(wanted, false)?;
+            let (port, sockets) = socket::bind_port(wanted)?;
             membership.port = port;
             self.engine().put_network(id, sockets, self.options.keepalive)?;
         }
         let mut member = Member::new(id, membership.verifying_key);
-        if self.files.load_map(&mut member) {
-            // Put together, so that what is torn at the end of the deltas does not stand before new ones.
-            self.files.put_map(&member)?;
-        }
+        // Put together, so that what is torn at the end of the deltas does not stand before new ones.
+        let torn = self.files.load_map(&mut member);
+        let map_behind = AtomicBool::new(torn && self.files.put_map(&member).is_err());
         let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
         let releases = self.files.releases(id)?;
         let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
@@ -235,6 +236,7 @@ impl Agent {
             membership,
             secret: Mutex::new(secret),
             client: watch::Sender::new(None),
+            map_behind,
             state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
         });
@@ -261,19 +263,20 @@ impl Agent {
             return;
         }
         let member = joined.state().member.clone();
-        if let Err(error) = self.files.put_map(&member) {
+        let kept = self.files.put_map(&member);
+        joined.map_behind.store(kept.is_err(), Ordering::Relaxed);
+        if let Err(error) = kept {
             tracing::warn!(%error, "the map cannot be kept on disk; a restart with the controller away would not know it");
         }
     }
 
-    /// Keeps a verified delta on disk, and the map as a whole when there are many. Blocks.
+    /// Keeps a verified delta on disk; the map as a whole when there are many, or when one before could not be kept, as
+    /// nothing leads on over a gap. Blocks.
     pub fn keep_delta(&self, joined: &Joined, delta: &v1::Delta) {
+        let behind = joined.map_behind.load(Ordering::Relaxed);
         match self.files.append_delta(joined.membership.network, delta) {
-            Ok(length) if length > MAX_DELTAS => self.keep_map(joined),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "a change of the map cannot be kept on disk; a restart with the controller away would not know it");
-            }
+            Ok(length) if length <= MAX_DELTAS && !behind => {}
+            _ => self.keep_map(joined),
         }
     }
 

@@ -43,10 +43,9 @@ pub enum SocketError {
 ///
 /// # Errors
 /// [`SocketError::NoPort`].
-pub fn bind_port(wanted: u16, exact: bool) -> Result<(u16, Vec<OwnedFd>), SocketError> {
+pub fn bind_port(wanted: u16) -> Result<(u16, Vec<OwnedFd>), SocketError> {
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrInUse);
-    let tried = if exact { 1 } else { PORTS_TRIED };
-    for port in (0..tried).filter_map(|n| wanted.checked_add(n)) {
+    for port in (0..PORTS_TRIED).filter_map(|n| wanted.checked_add(n)) {
         match bind_both(port) {
             Ok(sockets) => return Ok((port, sockets)),
             Err(error) => last = error,
