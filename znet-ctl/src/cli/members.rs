@@ -9,7 +9,8 @@ use super::args::{ContainerCommand, NodeCommand, ReservationCommand};
 use super::ask::{Asker, failed};
 use super::{Result, agree};
 
-const NODE_HEADINGS: [&str; 7] = ["NODE", "STATE", "SEEN", "APPLIED", "CONTAINERS", "ENDPOINTS", "ID"];
+pub(super) const NODE_HEADINGS: [&str; 7] =
+    ["NODE", "STATE", "SEEN", "APPLIED", "CONTAINERS", "ENDPOINTS", "ID"];
 const CONTAINER_HEADINGS: [&str; 5] = ["CONTAINER", "NODE", "ADDRESSES", "PUBLIC KEY", "ATTACHED"];
 const RESERVATION_HEADINGS: [&str; 3] = ["CONTAINER", "ADDRESSES", "STATE"];
 

@@ -10,7 +10,8 @@ use super::args::{NetworkCommand, TokenArgs, TokenCommand};
 use super::ask::{Asker, failed};
 use super::{Result, agree};
 
-const NETWORK_HEADINGS: [&str; 7] = ["NETWORK", "IPV6", "IPV4", "NODES", "CONTAINERS", "REVISION", "ID"];
+pub(super) const NETWORK_HEADINGS: [&str; 7] =
+    ["NETWORK", "IPV6", "IPV4", "NODES", "CONTAINERS", "REVISION", "ID"];
 const TOKEN_HEADINGS: [&str; 6] = ["TOKEN", "LABEL", "USED", "EXPIRES", "NODES", "STATE"];
 
 /// A network that was just created, and its first token.

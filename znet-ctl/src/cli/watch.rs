@@ -9,8 +9,8 @@ use znet_cli::output::{self, Format};
 
 use super::Result;
 use super::ask::{Asker, failed};
-use super::members::node_row;
-use super::networks::network_row;
+use super::members::{NODE_HEADINGS, node_row};
+use super::networks::{NETWORK_HEADINGS, network_row};
 
 /// How often something that is watched is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -80,8 +80,7 @@ impl Asker {
             "controller {}, version {}, pin {}\n",
             health.status, health.version, health.pin
         ));
-        let headings = ["NETWORK", "IPV6", "IPV4", "NODES", "CONTAINERS", "REVISION", "ID"];
-        output::table(&headings, seen.networks.iter().map(network_row));
+        output::table(&NETWORK_HEADINGS, seen.networks.iter().map(network_row));
         Ok(())
     }
 
@@ -106,8 +105,7 @@ impl Asker {
             seen.nodes.len(),
             live.len()
         ));
-        let headings = ["NODE", "STATE", "SEEN", "APPLIED", "CONTAINERS", "ENDPOINTS", "ID"];
-        output::table(&headings, seen.nodes.iter().map(node_row));
+        output::table(&NODE_HEADINGS, seen.nodes.iter().map(node_row));
         Ok(())
     }
 
