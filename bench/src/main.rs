@@ -1,6 +1,7 @@
 //! `./x bench`: runs real parts, prints what it saw beside the figures that were to be reached, and writes JSON.
 
 mod control;
+mod dataplane;
 mod figures;
 
 use std::path::PathBuf;
@@ -22,6 +23,11 @@ enum Command {
         after_help = "Examples:\n  ./x bench control\n  ./x bench control --only attach --json attach.json"
     )]
     Control(control::Args),
+    /// Our user-space WireGuard beside others: throughput, packets, CPU, latency, memory.
+    #[command(
+        after_help = "Examples:\n  ./x bench dataplane\n  ./x bench dataplane --quick --rounds 1 --only znet-wg,boringtun-1"
+    )]
+    Dataplane(dataplane::Args),
     /// One part of a benchmark, run inside a lab's host.
     #[command(hide = true)]
     Part {
@@ -34,6 +40,7 @@ fn main() -> Result<()> {
     znet_api::tls::install_provider();
     match Args::parse().command {
         Command::Control(args) => control::run(&args),
+        Command::Dataplane(args) => dataplane::run(&args),
         Command::Part { part } => control::run_part(*part),
     }
 }
