@@ -23,7 +23,7 @@ use znet_wg::control::Peer;
 use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::files::{Attachment, Files, Membership};
-use crate::host::{link, netns, socket, tun};
+use crate::host::{link, netns, socket};
 use crate::peers::Viewpoint;
 
 /// How many attachments of one network are worked on side by side; those of one name never are.
@@ -150,7 +150,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]: a privilege or a device is missing, another agent runs, or a file cannot be read.
     pub fn open(options: Options, replace_engine: bool) -> Result<Arc<Self>, AgentError> {
-        tun::check()?;
+        znet_wg::io::tun::check()?;
         let files = Files::open(&options.state_dir)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&options.run_dir);
         made.map_err(|source| AgentError::File { path: options.run_dir.clone(), source })?;

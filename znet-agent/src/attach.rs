@@ -20,8 +20,8 @@ use crate::files::Attachment;
 use crate::host::link;
 use crate::host::netns::{Netns, NetnsError, NetnsId};
 use crate::host::socket::DEVICE_PREFIX;
-use crate::host::tun::MAX_IFNAME;
 use crate::reconcile::{Target, carry_out};
+use znet_wg::io::tun::MAX_IFNAME;
 
 /// How long the controller may take over one answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use znet_wg::engine::SpawnError;
 
 use crate::host::netns::NetnsError;
 use crate::host::socket::SocketError;
-use crate::host::tun::TunError;
+use znet_wg::io::tun::TunError;
 
 /// Why the agent did not do what it was asked to. Nothing is left half done.
 #[derive(Debug, thiserror::Error)]

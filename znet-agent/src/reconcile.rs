@@ -20,8 +20,8 @@ use crate::engine::address_set;
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::{Netns, NetnsError};
-use crate::host::tun::{self, TunError};
 use crate::host::{link, socket};
+use znet_wg::io::tun::{Queues, Tun, TunError};
 
 /// How often the engine is asked whether it lives and whether namespaces are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -97,7 +97,7 @@ fn change_inside(netns: &Netns, target: &Target, steps: &[Step]) -> Result<Optio
         link::set_up(&handle, "lo", None, true).await?;
         for step in steps {
             match step {
-                Step::MakeLink(_) => match tun::create(name) {
+                Step::MakeLink(_) => match Tun::create(name, Queues::Single) {
                     Ok(device) => *tun = Some(Ok(device)),
                     Err(error) => {
                         *tun = Some(Err(error));

@@ -8,8 +8,14 @@
 //! | --- | --- |
 //! | [`control`] | what an agent tells an engine, and the agent's client |
 //! | [`net`] | the packet logic of one network, without any I/O: directory, devices, sessions |
-//! | [`engine`] | the process: event loop, control connection, `wg(8)`'s socket, sandbox |
+//! | [`offload`] | big packets of one flow: cut up on their way out, joined on their way in |
+//! | [`io`] | the system calls that move packets: TUN devices, UDP sockets |
+//! | [`plane`] | the threads that move packets |
+//! | [`engine`] | the process that an agent starts: control connection, `wg(8)`'s socket, sandbox |
 
 pub mod control;
 pub mod engine;
+pub mod io;
 pub mod net;
+pub mod offload;
+pub mod plane;

@@ -2,37 +2,86 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use znet_core::id::ContainerId;
 use znet_core::key::PrivateKey;
-use znet_wg::control::Peer;
-use znet_wg::net::{Device, Network, Sink};
+use znet_wg::control::{DeviceStats, Peer};
+use znet_wg::net::{Arrival, Device, Lane, Network, Outbox, OwnAddresses, Port, Read, Underlay};
+use znet_wg::offload::{Offloads, PADDING, VNET_LEN, VnetHeader};
 
+/// What a node sent and what it handed to its container.
 #[derive(Default)]
 struct Queue {
-    datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
-    delivered: Vec<(ContainerId, Vec<u8>)>,
+    datagrams: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
+    delivered: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Sink for Queue {
-    fn send(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
-        self.datagrams.push_back((to, datagram.to_vec()));
+impl Queue {
+    fn delivered(&self) -> Vec<Vec<u8>> {
+        self.delivered.lock().unwrap().clone()
+    }
+
+    fn next(&self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.datagrams.lock().unwrap().pop_front()
+    }
+
+    fn first(&self) -> Vec<u8> {
+        self.datagrams.lock().unwrap().front().unwrap().1.clone()
+    }
+
+    fn clear(&self) {
+        self.datagrams.lock().unwrap().clear();
+    }
+}
+
+impl Underlay for Queue {
+    fn send(&self, outbox: &Outbox) {
+        let sent = outbox.datagrams().map(|(to, datagram)| (to, datagram.to_vec()));
+        self.datagrams.lock().unwrap().extend(sent);
+    }
+}
+
+impl Port for Queue {
+    fn deliver(&self, slices: &[IoSlice<'_>]) -> bool {
+        assert_eq!(slices[0].len(), VNET_LEN);
+        self.delivered.lock().unwrap().push(slices[1..].iter().flat_map(|slice| slice.to_vec()).collect());
         true
     }
 
-    fn deliver(&mut self, device: ContainerId, packet: &[u8]) -> bool {
-        self.delivered.push((device, packet.to_vec()));
-        true
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
     }
 }
 
 struct Node {
     network: Network,
     at: SocketAddr,
-    out: Queue,
+    out: Arc<Queue>,
+    lane: Lane,
+}
+
+impl Node {
+    fn read(&mut self, device: u8, packet: &[u8]) {
+        let mut buffer = packet.to_vec();
+        buffer.resize(packet.len() + PADDING, 0xff);
+        let read = Read { header: VnetHeader::default(), at: 0..packet.len() };
+        let device = ContainerId::new(device.into());
+        self.network.from_tun(device, &mut buffer, &[read], &mut self.lane, Instant::now());
+    }
+
+    fn hear(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let arrival = Arrival { from, tos: 0, at: 0..datagram.len(), size: datagram.len() };
+        self.network.from_udp(datagram, &[arrival], &mut self.lane, Instant::now());
+    }
+
+    fn stats(&self, device: u8) -> DeviceStats {
+        self.network.device_stats(ContainerId::new(device.into())).unwrap()
+    }
 }
 
 fn at(n: u8) -> SocketAddr {
@@ -47,11 +96,16 @@ fn key(n: u8) -> PrivateKey {
     PrivateKey::from_bytes([n; 32])
 }
 
+fn device(n: u8, addresses: Vec<IpAddr>, out: &Arc<Queue>) -> Device {
+    let own = OwnAddresses::Only(addresses);
+    Device::new(ContainerId::new(n.into()), format!("zn{n}"), key(n), own, 1420, out.clone())
+}
+
 fn node(n: u8) -> Node {
-    let mut network = Network::new(None, u32::from(n) * 1000, Instant::now());
-    let id = ContainerId::new(u64::from(n));
-    network.put_device(Device::new(id, format!("zn{n}"), key(n), vec![address(n)], 1420));
-    Node { network, at: at(n), out: Queue::default() }
+    let out = Arc::new(Queue::default());
+    let network = Network::new(out.clone(), None, u32::from(n) * 1000, Instant::now());
+    network.put_device(device(n, vec![address(n)], &out));
+    Node { network, at: at(n), out, lane: Lane::default() }
 }
 
 fn peer(n: u8) -> Peer {
@@ -74,10 +128,10 @@ fn packet(from: u8, to: u8, body: &[u8]) -> Vec<u8> {
 }
 
 fn pair() -> [Node; 2] {
-    let (mut a, mut b) = (node(1), node(2));
+    let (a, b) = (node(1), node(2));
     for n in [1, 2] {
-        a.network.put_peer(peer(n));
-        b.network.put_peer(peer(n));
+        a.network.put_peers(vec![peer(n)]);
+        b.network.put_peers(vec![peer(n)]);
     }
     [a, b]
 }
@@ -87,14 +141,14 @@ fn run(nodes: &mut [Node], mut lose: impl FnMut(&[u8]) -> bool) {
     for _ in 0..1_000 {
         let mut moved = false;
         for from in 0..nodes.len() {
-            while let Some((to, datagram)) = nodes[from].out.datagrams.pop_front() {
+            while let Some((to, datagram)) = nodes[from].out.next() {
                 moved = true;
                 let source = nodes[from].at;
                 if lose(&datagram) {
                     continue;
                 }
                 if let Some(node) = nodes.iter_mut().find(|node| node.at == to) {
-                    node.network.from_udp(source, &datagram, Instant::now(), &mut node.out);
+                    node.hear(source, &datagram);
                 }
             }
         }
@@ -106,12 +160,7 @@ fn run(nodes: &mut [Node], mut lose: impl FnMut(&[u8]) -> bool) {
 }
 
 fn send(node: &mut Node, from: u8, to: u8, body: &[u8]) {
-    node.network.from_tun(
-        ContainerId::new(u64::from(from)),
-        &packet(from, to, body),
-        Instant::now(),
-        &mut node.out,
-    );
+    node.read(from, &packet(from, to, body));
 }
 
 #[test]
@@ -119,11 +168,11 @@ fn the_first_packet_makes_the_handshake_and_arrives() {
     let mut nodes = pair();
     send(&mut nodes[0], 1, 2, b"hello");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[1].out.delivered, vec![(ContainerId::new(2), packet(1, 2, b"hello"))]);
+    assert_eq!(nodes[1].out.delivered(), vec![packet(1, 2, b"hello")]);
     send(&mut nodes[1], 2, 1, b"back");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[0].out.delivered, vec![(ContainerId::new(1), packet(2, 1, b"back"))]);
-    let stats = nodes[0].network.device(ContainerId::new(1)).unwrap().stats;
+    assert_eq!(nodes[0].out.delivered(), vec![packet(2, 1, b"back")]);
+    let stats = nodes[0].stats(1);
     assert_eq!((stats.tx_packets, stats.rx_packets, stats.handshakes), (1, 1, 1));
 }
 
@@ -133,44 +182,33 @@ fn a_packet_that_waited_at_the_responder_goes_out_with_the_confirmation() {
     // Both begin at once; the second's initiation is lost, so its packet waits in its queue for the first's session.
     send(&mut nodes[0], 1, 2, b"from one");
     send(&mut nodes[1], 2, 1, b"from two");
-    nodes[1].out.datagrams.clear();
+    nodes[1].out.clear();
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[0].out.delivered, vec![(ContainerId::new(1), packet(2, 1, b"from two"))]);
-    assert_eq!(nodes[1].out.delivered, vec![(ContainerId::new(2), packet(1, 2, b"from one"))]);
+    assert_eq!(nodes[0].out.delivered(), vec![packet(2, 1, b"from two")]);
+    assert_eq!(nodes[1].out.delivered(), vec![packet(1, 2, b"from one")]);
 }
 
 #[test]
 fn packets_with_foreign_sources_or_unknown_destinations_stay_inside() {
     let mut nodes = pair();
-    nodes[0].network.from_tun(
-        ContainerId::new(1),
-        &packet(2, 2, b"forged"),
-        Instant::now(),
-        &mut Queue::default(),
-    );
+    nodes[0].read(1, &packet(2, 2, b"forged"));
     send(&mut nodes[0], 1, 77, b"to nobody");
-    nodes[0].network.from_tun(ContainerId::new(1), &[0x45, 0, 0], Instant::now(), &mut Queue::default());
-    let stats = nodes[0].network.device(ContainerId::new(1)).unwrap().stats;
+    nodes[0].read(1, &[0x45, 0, 0]);
+    let stats = nodes[0].stats(1);
     assert_eq!((stats.drop_source, stats.drop_destination, stats.drop_malformed), (1, 1, 1));
-    assert!(nodes[0].out.datagrams.is_empty());
+    assert!(nodes[0].out.next().is_none());
 }
 
 #[test]
 fn a_peer_cannot_speak_for_anothers_address() {
     let mut nodes = pair();
     // Node 1 believes that address 3 is its own; node 2 knows better.
-    let id = ContainerId::new(1);
-    nodes[0].network.put_device(Device::new(
-        id,
-        "zn1".to_owned(),
-        key(1),
-        vec![address(1), address(3)],
-        1420,
-    ));
-    nodes[0].network.from_tun(id, &packet(3, 2, b"forged"), Instant::now(), &mut nodes[0].out);
+    let forging = device(1, vec![address(1), address(3)], &nodes[0].out);
+    nodes[0].network.put_device(forging);
+    nodes[0].read(1, &packet(3, 2, b"forged"));
     run(&mut nodes, |_| false);
-    assert!(nodes[1].out.delivered.is_empty());
-    assert_eq!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.drop_source, 1);
+    assert!(nodes[1].out.delivered().is_empty());
+    assert_eq!(nodes[1].stats(2).drop_source, 1);
 }
 
 #[test]
@@ -182,25 +220,25 @@ fn the_length_of_a_packet_shows_only_in_steps_and_the_receiver_gets_it_as_it_was
         let body = vec![7; length];
         send(&mut nodes[0], 1, 2, &body);
         // 32 bytes are WireGuard's own (white paper, section 5.4.6).
-        let sent = nodes[0].out.datagrams.back().unwrap().1.len() - 32;
+        let sent = nodes[0].out.first().len() - 32;
         assert_eq!(sent, (20 + length).next_multiple_of(16).min(1_420), "a packet of {}", 20 + length);
         run(&mut nodes, |_| false);
-        assert_eq!(nodes[1].out.delivered.last().unwrap().1, packet(1, 2, &body));
+        assert_eq!(nodes[1].out.delivered().last().unwrap(), &packet(1, 2, &body));
     }
 }
 
 #[test]
 fn nothing_is_kept_of_a_stranger() {
     let [_, two] = pair();
-    let mut stranger = node(9);
-    stranger.network.put_peer(peer(2));
-    stranger.network.put_peer(peer(9));
+    let stranger = node(9);
+    stranger.network.put_peers(vec![peer(2)]);
+    stranger.network.put_peers(vec![peer(9)]);
     let mut nodes = [stranger, two];
     send(&mut nodes[0], 9, 2, b"let me in");
     run(&mut nodes, |_| false);
-    assert!(nodes[1].out.delivered.is_empty());
-    assert_eq!(nodes[1].network.stats.drop_stranger, 1);
-    assert_eq!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.sessions, 0);
+    assert!(nodes[1].out.delivered().is_empty());
+    assert_eq!(nodes[1].network.stats().drop_stranger, 1);
+    assert_eq!(nodes[1].stats(2).sessions, 0);
 }
 
 #[test]
@@ -208,14 +246,14 @@ fn a_removed_peer_is_cut_off_at_once_and_an_updated_one_is_not() {
     let mut nodes = pair();
     send(&mut nodes[0], 1, 2, b"a");
     run(&mut nodes, |_| false);
-    nodes[1].network.put_peer(Peer { endpoints: vec![at(7), at(1)], ..peer(1) });
+    nodes[1].network.put_peers(vec![Peer { endpoints: vec![at(7), at(1)], ..peer(1) }]);
     send(&mut nodes[0], 1, 2, b"b");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[1].out.delivered.len(), 2, "an update keeps the session");
+    assert_eq!(nodes[1].out.delivered().len(), 2, "an update keeps the session");
     nodes[1].network.remove_peer(&key(1).public_key());
     send(&mut nodes[0], 1, 2, b"c");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[1].out.delivered.len(), 2, "a removed peer is not heard");
+    assert_eq!(nodes[1].out.delivered().len(), 2, "a removed peer is not heard");
 }
 
 #[test]
@@ -228,26 +266,34 @@ fn lost_responses_do_not_break_a_session_that_works() {
     // A second network object with the same key plays the peer that initiates again and again and hears no answer.
     for _ in 0..12 {
         let mut again = node(1);
-        again.network.put_peer(peer(2));
-        again.network.put_peer(peer(1));
+        again.network.put_peers(vec![peer(2)]);
+        again.network.put_peers(vec![peer(1)]);
         send(&mut again, 1, 2, b"x");
-        let (_, initiation) = again.out.datagrams.pop_front().unwrap();
-        nodes[1].network.from_udp(at(1), &initiation, Instant::now(), &mut Queue::default());
+        let (_, initiation) = again.out.next().unwrap();
+        nodes[1].hear(at(1), &initiation);
     }
-    let before = nodes[1].out.delivered.len();
+    let before = nodes[1].out.delivered().len();
     send(&mut nodes[0], 1, 2, b"still here");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[1].out.delivered.len(), before + 1);
+    assert_eq!(nodes[1].out.delivered().len(), before + 1);
 }
 
 #[test]
 fn a_peer_is_followed_to_where_it_proves_itself_and_not_where_a_replay_says() {
     let mut nodes = pair();
     send(&mut nodes[0], 1, 2, b"a");
-    let initiation = nodes[0].out.datagrams.front().unwrap().1.clone();
+    let initiation = nodes[0].out.first();
     run(&mut nodes, |_| false);
-    nodes[1].network.from_udp(at(66), &initiation, Instant::now(), &mut Queue::default());
-    let learned = |node: &Node| node.network.directory.get(&key(1).public_key()).unwrap().learned;
+    nodes[1].hear(at(66), &initiation);
+    let learned = |node: &Node| {
+        let mut learned = None;
+        node.network.for_each_peer(ContainerId::new(2), |entry, _| {
+            if *entry.key() == key(1).public_key() {
+                learned = entry.learned();
+            }
+        });
+        learned
+    };
     assert_eq!(learned(&nodes[1]), Some(at(1)));
     nodes[0].at = at(5);
     send(&mut nodes[0], 1, 2, b"b");
@@ -255,14 +301,14 @@ fn a_peer_is_followed_to_where_it_proves_itself_and_not_where_a_replay_says() {
     assert_eq!(learned(&nodes[1]), Some(at(5)), "authenticated data moves the endpoint");
     send(&mut nodes[1], 2, 1, b"c");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[0].out.delivered.last().unwrap().1, packet(2, 1, b"c"));
+    assert_eq!(nodes[0].out.delivered().last().unwrap(), &packet(2, 1, b"c"));
 }
 
 #[test]
 fn random_and_mutated_datagrams_are_dropped_and_traffic_goes_on() {
     let mut nodes = pair();
     send(&mut nodes[0], 1, 2, b"a");
-    let real = nodes[0].out.datagrams.front().unwrap().1.clone();
+    let real = nodes[0].out.first();
     run(&mut nodes, |_| false);
     let mut rng = rand::rngs::StdRng::seed_from_u64(7);
     for round in 0..20_000u32 {
@@ -274,10 +320,10 @@ fn random_and_mutated_datagrams_are_dropped_and_traffic_goes_on() {
             }
             _ => rng.fill_bytes(&mut datagram),
         }
-        nodes[1].network.from_udp(at(1), &datagram, Instant::now(), &mut Queue::default());
+        nodes[1].hear(at(1), &datagram);
     }
-    assert!(nodes[1].network.device(ContainerId::new(2)).unwrap().stats.sessions <= 1);
+    assert!(nodes[1].stats(2).sessions <= 1);
     send(&mut nodes[0], 1, 2, b"b");
     run(&mut nodes, |_| false);
-    assert_eq!(nodes[1].out.delivered.last().unwrap().1, packet(1, 2, b"b"));
+    assert_eq!(nodes[1].out.delivered().last().unwrap(), &packet(1, 2, b"b"));
 }

@@ -4,4 +4,3 @@
 pub mod link;
 pub mod netns;
 pub mod socket;
-pub mod tun;

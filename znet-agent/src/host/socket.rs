@@ -1,20 +1,17 @@
 //! Sockets that the agent makes and the engine uses: a network's UDP port, and the sockets that `wg(8)` looks for.
 
 use std::fs::{self, Permissions};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use znet_wg::io::udp;
 
 /// Where `wg(8)` looks for the sockets of user-space devices.
 pub const WIREGUARD_DIR: &str = "/var/run/wireguard";
 /// How the names of znet's devices begin.
 pub const DEVICE_PREFIX: &str = "zn";
-/// Socket buffers in bytes: some 10 ms at 3 Gbit/s.
-const BUFFER: usize = 4 << 20;
 /// How many ports are tried after the one wanted.
 const PORTS_TRIED: u16 = 64;
 
@@ -46,34 +43,12 @@ pub enum SocketError {
 pub fn bind_port(wanted: u16) -> Result<(u16, Vec<OwnedFd>), SocketError> {
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrInUse);
     for port in (0..PORTS_TRIED).filter_map(|n| wanted.checked_add(n)) {
-        match bind_both(port) {
-            Ok(sockets) => return Ok((port, sockets)),
+        match udp::bind(port, udp::Options::default()) {
+            Ok(bound) => return Ok(bound),
             Err(error) => last = error,
         }
     }
     Err(SocketError::NoPort { from: wanted, why: last })
-}
-
-fn bind_both(port: u16) -> std::io::Result<Vec<OwnedFd>> {
-    let v4 = bind(Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
-    match bind(Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-        Ok(v6) => Ok(vec![v4, v6]),
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(vec![v4]),
-        Err(error) => Err(error),
-    }
-}
-
-fn bind(domain: Domain, address: SocketAddr) -> std::io::Result<OwnedFd> {
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    if domain == Domain::IPV6 {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    // Best effort: the kernel takes what net.core.rmem_max allows.
-    let _ = socket.set_recv_buffer_size(BUFFER);
-    let _ = socket.set_send_buffer_size(BUFFER);
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// Makes the socket on which the engine answers `wg(8)` for a device.

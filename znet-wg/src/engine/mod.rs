@@ -1,10 +1,9 @@
 //! The engine as a process: it gets its descriptors from the agent, gives up every privilege, and moves packets.
 //!
-//! Two threads: [`data`] moves packets; the main thread answers the agent ([`serve`]) and `wg(8)` ([`uapi`]). What they
-//! share is [`state::State`], behind one lock that the data thread takes once a batch. [`sandbox`] is entered before the first
-//! packet is read. [`spawn`] is the agent's side: it starts an engine that outlives its starter.
+//! The main thread answers the agent ([`serve`]) and `wg(8)` ([`uapi`]), and has [`state::State`] for itself; the threads of
+//! the [`crate::plane`] move packets. [`sandbox`] is entered before the first packet is read. [`spawn`] is the agent's side: it
+//! starts an engine that outlives its starter.
 
-mod data;
 mod sandbox;
 mod serve;
 mod spawn;
@@ -13,9 +12,9 @@ mod uapi;
 
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex};
 
 use crate::control::SessionList;
+use crate::plane::Plane;
 
 pub use sandbox::{SandboxError, UNPRIVILEGED_ID};
 pub use spawn::{SpawnError, spawn};
@@ -52,21 +51,10 @@ pub fn run() -> Result<(), EngineFailure> {
     // It fails for a process that leads its group already, which is as good.
     let _ = nix::unistd::setsid();
     sandbox::drop_privileges()?;
-    let epoll = Arc::new(data::epoll()?);
-    let state = Arc::new(Mutex::new(state::State::new(epoll.clone(), SessionList::new()?)));
-    let (running, started) = std::sync::mpsc::channel();
-    let mover = {
-        let state = state.clone();
-        std::thread::Builder::new().name("data".to_owned()).spawn(move || {
-            let _ = running.send(());
-            data::run(&state, &epoll);
-        })?
-    };
-    // A thread that is still starting makes system calls that none may make later, as for its name.
-    let _ = started.recv();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut state = state::State::new(Plane::start(threads)?, SessionList::new()?);
     sandbox::confine()?;
-    serve::run(&listener, &state, owner)?;
-    drop(mover);
+    serve::run(&listener, &mut state, owner)?;
     Ok(())
 }
 

@@ -69,13 +69,16 @@ fn allowed() -> Vec<i64> {
     let mut calls = vec![
         // Packets
         libc::SYS_read,
+        libc::SYS_readv,
         libc::SYS_write,
-        libc::SYS_recvfrom,
-        libc::SYS_sendto,
+        libc::SYS_recvmmsg,
+        libc::SYS_sendmmsg,
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_ctl,
         // The agent and wg(8)
         libc::SYS_accept4,
+        libc::SYS_recvfrom,
+        libc::SYS_sendto,
         libc::SYS_recvmsg,
         libc::SYS_sendmsg,
         libc::SYS_ppoll,

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,14 +11,13 @@ use nix::unistd::Uid;
 use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::PublicKey;
 
-use super::data::lock;
 use super::state::{Ports, Served, State};
 use super::uapi;
 use crate::control::{
     Batch, Device as WireDevice, FrameError, MAX_PEERS_PER_MESSAGE, PROTOCOL, Reply, Request, WirePrivateKey,
     recv_frame, send_frame,
 };
-use crate::net::Device;
+use crate::net::OwnAddresses;
 
 /// How long an agent or `wg(8)` may take over one message before it is hung up on.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,7 +32,7 @@ enum Next {
 }
 
 /// Answers until it is told to stop.
-pub(super) fn run(listener: &UnixListener, state: &Mutex<State>, owner: Uid) -> std::io::Result<()> {
+pub(super) fn run(listener: &UnixListener, state: &mut State, owner: Uid) -> std::io::Result<()> {
     let mut agent: Option<UnixStream> = None;
     loop {
         let (ready_agent, ready_listener, ready_uapi) = wait(listener, agent.as_ref(), state)?;
@@ -42,6 +40,7 @@ pub(super) fn run(listener: &UnixListener, state: &Mutex<State>, owner: Uid) -> 
             agent = Some(newer);
             continue;
         }
+        state.tidy_sessions();
         for (network, device) in ready_uapi {
             uapi::answer(state, network, device);
         }
@@ -60,18 +59,15 @@ pub(super) fn run(listener: &UnixListener, state: &Mutex<State>, owner: Uid) -> 
 
 type Ready = (bool, bool, Vec<(NetworkId, ContainerId)>);
 
-fn wait(listener: &UnixListener, agent: Option<&UnixStream>, state: &Mutex<State>) -> std::io::Result<Ready> {
-    // Held on their own, so that the lock is not held while waiting.
-    let uapi: Vec<(NetworkId, ContainerId, Arc<UnixListener>)> = {
-        let state = lock(state);
-        let all = state
-            .networks
-            .iter()
-            .flat_map(|(id, served)| served.ports.iter().map(move |(d, p)| (*id, *d, p)));
-        all.map(|(id, device, ports)| (id, device, ports.uapi.clone())).collect()
+fn wait(listener: &UnixListener, agent: Option<&UnixStream>, state: &State) -> std::io::Result<Ready> {
+    let of = |(id, served): (&NetworkId, &'_ Served)| {
+        let id = *id;
+        served.ports.keys().map(move |device| (id, *device)).collect::<Vec<_>>()
     };
+    let uapi: Vec<(NetworkId, ContainerId)> = state.networks.iter().flat_map(of).collect();
     let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    fds.extend(uapi.iter().map(|(_, _, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+    let ports = state.networks.values().flat_map(|served| served.ports.values());
+    fds.extend(ports.map(|ports| PollFd::new(ports.uapi.as_fd(), PollFlags::POLLIN)));
     if let Some(agent) = agent {
         fds.push(PollFd::new(agent.as_fd(), PollFlags::POLLIN));
     }
@@ -81,8 +77,7 @@ fn wait(listener: &UnixListener, agent: Option<&UnixStream>, state: &Mutex<State
     }
     let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
     let at = |index: usize| ready.get(index).copied().unwrap_or(false);
-    let ready_uapi =
-        uapi.iter().enumerate().filter(|(i, _)| at(i + 1)).map(|(_, (n, d, _))| (*n, *d)).collect();
+    let ready_uapi = uapi.iter().enumerate().filter(|(i, _)| at(i + 1)).map(|(_, found)| *found).collect();
     Ok((agent.is_some() && at(uapi.len() + 1), at(0), ready_uapi))
 }
 
@@ -98,22 +93,22 @@ fn accept(listener: &UnixListener, owner: Uid) -> Option<UnixStream> {
     Some(stream)
 }
 
-fn answer(stream: &UnixStream, state: &Mutex<State>) -> Result<Next, FrameError> {
+fn answer(stream: &UnixStream, state: &mut State) -> Result<Next, FrameError> {
     let (request, fds) = recv_frame::<Request>(stream)?;
     match request {
         Request::Hello { .. } => {
             let version = env!("CARGO_PKG_VERSION").to_owned();
             let reply = Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version };
-            send_frame(stream, &reply, &[lock(state).sessions.file().as_fd()])?;
+            send_frame(stream, &reply, &[state.sessions().file().as_fd()])?;
         }
         Request::Shutdown => {
             send_frame(stream, &Reply::Done, &[])?;
             return Ok(Next::Stop);
         }
-        Request::Dump => dump(stream, &lock(state))?,
-        Request::Stats => stats(stream, &lock(state))?,
+        Request::Dump => dump(stream, state)?,
+        Request::Stats => stats(stream, state)?,
         change => {
-            let reply = match carry_out(&mut lock(state), change, fds) {
+            let reply = match carry_out(state, change, fds) {
                 Ok(()) => Reply::Done,
                 Err(message) => Reply::Error { message },
             };
@@ -129,43 +124,35 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             state.put_network(network, persistent_keepalive, fds)?;
         }
         Request::RemoveNetwork { network } => state.remove_network(network),
-        Request::PutDevice { network, device } => {
-            let WireDevice { id, name, private_key, addresses, mtu } = device;
-            state.put_device(network, Device::new(id, name, private_key.0, addresses, mtu), fds)?;
-        }
+        Request::PutDevice { network, device } => state.put_device(network, device, fds)?,
         Request::RemoveDevice { network, device } => state.remove_device(network, device),
         Request::PutPeers { network, peers, batch } => {
             if peers.len() > MAX_PEERS_PER_MESSAGE {
                 return Err(format!("{} peers in one message; at most {MAX_PEERS_PER_MESSAGE}", peers.len()));
             }
             let keys: Vec<PublicKey> = peers.iter().map(|peer| peer.public_key).collect();
-            let served = state.networks.get_mut(&network).ok_or_else(|| not_served(network))?;
+            let served = state.networks.get(&network).ok_or_else(|| not_served(network))?;
             if batch == Batch::ReplaceBegin {
-                served.network.directory.begin_replace();
+                served.network.begin_replace();
             }
-            peers.into_iter().for_each(|peer| served.network.put_peer(peer));
+            served.network.put_peers(peers);
             if batch == Batch::ReplaceEnd {
                 served.network.end_replace();
             }
-            let (network, mut sink) = served.split(&mut state.sessions);
-            network.welcome(&keys, Instant::now(), &mut sink);
+            served.network.welcome(&keys, &mut state.lane, Instant::now());
         }
         Request::RemovePeers { network, keys } => {
-            let served = served(state, network)?;
+            let served = state.networks.get(&network).ok_or_else(|| not_served(network))?;
             keys.iter().for_each(|key| served.network.remove_peer(key));
         }
         Request::Wake { network, device, peers } => {
-            let served = state.networks.get_mut(&network).ok_or_else(|| not_served(network))?;
-            let (network, mut sink) = served.split(&mut state.sessions);
-            network.wake(device, peers.iter().take(MAX_PEERS_PER_MESSAGE), Instant::now(), &mut sink);
+            let served = state.networks.get(&network).ok_or_else(|| not_served(network))?;
+            let peers = peers.iter().take(MAX_PEERS_PER_MESSAGE);
+            served.network.wake(device, peers, &mut state.lane, Instant::now());
         }
         Request::Hello { .. } | Request::Dump | Request::Stats | Request::Shutdown => {}
     }
     Ok(())
-}
-
-fn served(state: &mut State, network: NetworkId) -> Result<&mut Served, String> {
-    state.networks.get_mut(&network).ok_or_else(|| not_served(network))
 }
 
 fn not_served(network: NetworkId) -> String {
@@ -175,18 +162,24 @@ fn not_served(network: NetworkId) -> String {
 fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
     for (id, served) in &state.networks {
         let reply = Reply::Network { network: *id };
-        send_frame(stream, &reply, &served.sockets())?;
+        let bound = served.sockets.bound();
+        let sockets: Vec<BorrowedFd<'_>> = bound.iter().map(|udp| udp.as_fd()).collect();
+        send_frame(stream, &reply, &sockets)?;
         for device in served.network.devices() {
-            let Some(Ports { tun, uapi, gone, .. }) = served.ports.get(&device.id) else { continue };
+            let Some(Ports { source, uapi, .. }) = served.ports.get(&device.id) else { continue };
+            let addresses = match &device.addresses {
+                OwnAddresses::Only(addresses) => addresses.clone(),
+                OwnAddresses::Any => Vec::new(),
+            };
             let wire = WireDevice {
                 id: device.id,
                 name: device.name.clone(),
                 private_key: WirePrivateKey(device.private_key().clone()),
-                addresses: device.addresses.clone(),
-                mtu: device.mtu,
+                addresses,
+                mtu: device.mtu(),
             };
-            let fds: [BorrowedFd<'_>; 2] = [tun.as_fd(), uapi.as_fd()];
-            send_frame(stream, &Reply::Device { network: *id, device: wire, gone: *gone }, &fds)?;
+            let fds: [BorrowedFd<'_>; 2] = [source.tun.as_fd(), uapi.as_fd()];
+            send_frame(stream, &Reply::Device { network: *id, device: wire, gone: source.is_gone() }, &fds)?;
         }
     }
     send_frame(stream, &Reply::End, &[])
@@ -194,12 +187,12 @@ fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
 
 fn stats(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
     for (id, served) in &state.networks {
-        let reply = Reply::NetworkStats { network: *id, stats: served.network.stats };
+        let reply = Reply::NetworkStats { network: *id, stats: served.network.stats() };
         send_frame(stream, &reply, &[])?;
-        for device in served.network.devices() {
-            let gone = served.ports.get(&device.id).is_none_or(|ports| ports.gone);
-            let reply = Reply::Stats { network: *id, device: device.id, gone, stats: device.stats };
-            send_frame(stream, &reply, &[])?;
+        for (device, ports) in &served.ports {
+            let Some(stats) = served.network.device_stats(*device) else { continue };
+            let gone = ports.source.is_gone();
+            send_frame(stream, &Reply::Stats { network: *id, device: *device, gone, stats }, &[])?;
         }
     }
     send_frame(stream, &Reply::End, &[])

@@ -3,16 +3,14 @@
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 use znet_core::id::{ContainerId, NetworkId};
 
-use super::data::lock;
 use super::state::{Served, State};
-use crate::net::{Device, DirectoryEntry};
+use crate::net::{Device, DirectoryEntry, PeerState};
 
 /// Up to this many peers of the directory are all listed; above it, those with a session.
 const LIST_ALL_UP_TO: usize = 256;
@@ -22,12 +20,10 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_REQUEST: usize = 4_096;
 
 /// Accepts one connection on a device's socket and answers it.
-pub(super) fn answer(state: &Mutex<State>, network: NetworkId, device: ContainerId) {
-    let accepted = {
-        let state = lock(state);
-        let ports = state.networks.get(&network).and_then(|served| served.ports.get(&device));
-        ports.and_then(|ports| ports.uapi.accept().ok())
-    };
+pub(super) fn answer(state: &State, network: NetworkId, device: ContainerId) {
+    let served = state.networks.get(&network);
+    let ports = served.and_then(|served| served.ports.get(&device));
+    let accepted = ports.and_then(|ports| ports.uapi.accept().ok());
     let Some((mut stream, _)) = accepted else { return };
     let limits =
         stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
@@ -36,11 +32,7 @@ pub(super) fn answer(state: &Mutex<State>, network: NetworkId, device: Container
     }
     let Some(request) = read_request(&mut stream) else { return };
     let text = match request.lines().next() {
-        Some("get=1") => {
-            let state = lock(state);
-            let served = state.networks.get(&network);
-            served.and_then(|served| Some(describe(served, served.network.device(device)?)))
-        }
+        Some("get=1") => served.and_then(|served| Some(describe(served, &*served.network.device(device)?))),
         // Answered like a device that the caller may not configure.
         Some("set=1") => Some(Zeroizing::new(format!("errno={}\n\n", Errno::EPERM as i32))),
         _ => Some(Zeroizing::new(format!("errno={}\n\n", Errno::EINVAL as i32))),
@@ -62,28 +54,25 @@ fn read_request(stream: &mut UnixStream) -> Option<String> {
 
 fn describe(served: &Served, device: &Device) -> Zeroizing<String> {
     let network = &served.network;
-    let all = network.directory.len() <= LIST_ALL_UP_TO;
-    let listed = network.directory.iter().filter(|entry| {
-        let key = &entry.peer.public_key;
-        key != device.public_key() && (all || device.session(key).is_some())
-    });
+    let all = network.peers() <= LIST_ALL_UP_TO;
+    let keepalive = network.keepalive();
     let mut text = Zeroizing::new(String::with_capacity(4_096));
     // Writing to a String cannot fail.
     let _ = writeln!(text, "private_key={}", hex(device.private_key().to_bytes().as_slice()).as_str());
-    let _ = writeln!(text, "listen_port={}", served.port());
-    for entry in listed {
-        describe_peer(&mut text, device, entry, network.keepalive());
-    }
+    let _ = writeln!(text, "listen_port={}", served.sockets.port());
+    network.for_each_peer(device.id, |entry, state| {
+        if entry.key() != device.public_key() && (all || state.is_some()) {
+            describe_peer(&mut text, entry, state.unwrap_or_default(), keepalive);
+        }
+    });
     text.push_str("errno=0\n\n");
     text
 }
 
-fn describe_peer(text: &mut String, device: &Device, entry: &DirectoryEntry, keepalive: Option<u16>) {
-    let peer = &entry.peer;
-    let state = device.session(&peer.public_key).map(|session| session.state()).unwrap_or_default();
-    let _ = writeln!(text, "public_key={}", hex(peer.public_key.as_bytes()).as_str());
-    if let Some(key) = &peer.preshared_key {
-        let _ = writeln!(text, "preshared_key={}", hex(key.0.to_bytes().as_slice()).as_str());
+fn describe_peer(text: &mut String, entry: &DirectoryEntry, state: PeerState, keepalive: Option<u16>) {
+    let _ = writeln!(text, "public_key={}", hex(entry.key().as_bytes()).as_str());
+    if let Some(key) = entry.preshared() {
+        let _ = writeln!(text, "preshared_key={}", hex(key.to_bytes().as_slice()).as_str());
     }
     if let Some(endpoint) = state.endpoint.or_else(|| entry.endpoint(0)) {
         let _ = writeln!(text, "endpoint={endpoint}");
@@ -94,8 +83,8 @@ fn describe_peer(text: &mut String, device: &Device, entry: &DirectoryEntry, kee
     let _ = writeln!(text, "last_handshake_time_nsec={}", since.subsec_nanos());
     let _ = writeln!(text, "tx_bytes={}\nrx_bytes={}", state.tx_bytes, state.rx_bytes);
     let _ = writeln!(text, "persistent_keepalive_interval={}", keepalive.unwrap_or(0));
-    for address in &peer.addresses {
-        let _ = writeln!(text, "allowed_ip={address}/{}", if address.is_ipv4() { 32 } else { 128 });
+    for net in entry.allowed() {
+        let _ = writeln!(text, "allowed_ip={net}");
     }
     text.push_str("protocol_version=1\n");
 }

@@ -1,8 +1,9 @@
-//! One container's device: its keys, its addresses and its sessions.
+//! One container's device: its keys, its addresses, its figures, and where its packets come out.
 
-use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest as _, Mac as _};
@@ -11,17 +12,88 @@ use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 use znet_core::id::ContainerId;
-use znet_core::key::{PrivateKey, PublicKey};
+use znet_core::key::{PresharedKey, PrivateKey, PublicKey};
 
-use super::session::Session;
 use crate::control::DeviceStats;
+use crate::offload::Offloads;
 
-/// Most sessions that one device holds: each takes about 12 KiB.
-pub const MAX_SESSIONS_PER_DEVICE: usize = 10_000;
 /// The label of the key of `mac1` (white paper, section 5.4.4).
 const LABEL_MAC1: &[u8] = b"mac1----";
 /// Handshake messages a second that a device answers without asking for a cookie (white paper, section 5.3).
 const HANDSHAKES_BEFORE_COOKIES: u64 = 1_000;
+
+/// Where a device's packets come out: a TUN device, or a list in a test.
+pub trait Port: Send + Sync {
+    /// Hands over a packet, which may be several joined: first their header ([`crate::offload::VnetHeader`]), then the
+    /// packet in pieces. `false` when it had to be dropped.
+    fn deliver(&self, slices: &[IoSlice<'_>]) -> bool;
+    /// What may be joined.
+    fn offloads(&self) -> Offloads;
+}
+
+/// The addresses that a device may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnAddresses {
+    /// A stand-alone device: whatever the peers' prefixes and its host's routes allow.
+    Any,
+    /// A container's: these and no others.
+    Only(Vec<IpAddr>),
+}
+
+impl OwnAddresses {
+    /// Whether an address is among them.
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(all) => all.contains(address),
+        }
+    }
+}
+
+/// A device's figures, counted by many threads.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) tx_packets: AtomicU64,
+    pub(super) tx_bytes: AtomicU64,
+    pub(super) rx_packets: AtomicU64,
+    pub(super) rx_bytes: AtomicU64,
+    pub(super) handshakes: AtomicU64,
+    pub(super) drop_malformed: AtomicU64,
+    pub(super) drop_source: AtomicU64,
+    pub(super) drop_destination: AtomicU64,
+    pub(super) drop_endpoint: AtomicU64,
+    pub(super) drop_crypto: AtomicU64,
+    pub(super) drop_full: AtomicU64,
+    pub(super) drop_sessions: AtomicU64,
+}
+
+/// Counts `n` more.
+pub(super) fn count(counter: &AtomicU64, n: u64) {
+    if n != 0 {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    fn stats(&self, sessions: u64) -> DeviceStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceStats {
+            tx_packets: get(&self.tx_packets),
+            tx_bytes: get(&self.tx_bytes),
+            rx_packets: get(&self.rx_packets),
+            rx_bytes: get(&self.rx_bytes),
+            sessions,
+            handshakes: get(&self.handshakes),
+            drop_malformed: get(&self.drop_malformed),
+            drop_source: get(&self.drop_source),
+            drop_destination: get(&self.drop_destination),
+            drop_endpoint: get(&self.drop_endpoint),
+            drop_crypto: get(&self.drop_crypto),
+            drop_full: get(&self.drop_full),
+            drop_sessions: get(&self.drop_sessions),
+        }
+    }
+}
 
 /// One container's device.
 pub struct Device {
@@ -30,16 +102,15 @@ pub struct Device {
     /// The name under which `wg(8)` finds it.
     pub name: String,
     /// Its own addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Its figures.
-    pub stats: DeviceStats,
+    pub addresses: OwnAddresses,
+    /// Where its packets come out.
+    pub port: Arc<dyn Port>,
+    mtu: AtomicU32,
+    pub(super) counters: Arc<Counters>,
     private_key: PrivateKey,
     public_key: PublicKey,
     mac1_key: [u8; 32],
     limiter: Arc<RateLimiter>,
-    pub(super) sessions: HashMap<PublicKey, (u32, Session)>,
 }
 
 impl Device {
@@ -48,8 +119,9 @@ impl Device {
         id: ContainerId,
         name: String,
         private_key: PrivateKey,
-        addresses: Vec<IpAddr>,
+        addresses: OwnAddresses,
         mtu: u32,
+        port: Arc<dyn Port>,
     ) -> Self {
         let public_key = private_key.public_key();
         let public = x25519::PublicKey::from(*public_key.as_bytes());
@@ -57,8 +129,9 @@ impl Device {
             id,
             name,
             addresses,
-            mtu,
-            stats: DeviceStats::default(),
+            port,
+            mtu: AtomicU32::new(mtu),
+            counters: Arc::default(),
             private_key,
             public_key,
             mac1_key: Blake2s256::new()
@@ -67,8 +140,25 @@ impl Device {
                 .finalize()
                 .into(),
             limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES)),
-            sessions: HashMap::new(),
         }
+    }
+
+    /// Goes on where an earlier device of the same key was: figures, and cookies that peers hold.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        self.counters = old.counters.clone();
+        if self.public_key == old.public_key {
+            self.limiter = old.limiter.clone();
+        }
+    }
+
+    /// Its MTU in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Its MTU is another now.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
     }
 
     /// Its private key.
@@ -81,6 +171,11 @@ impl Device {
         &self.public_key
     }
 
+    /// Its figures, when it has so many sessions.
+    pub(super) fn stats(&self, sessions: u64) -> DeviceStats {
+        self.counters.stats(sessions)
+    }
+
     /// The keyed MAC that an initiation for this device bears over `message` (white paper, section 5.4.4).
     pub(super) fn mac1(&self, message: &[u8]) -> [u8; 16] {
         let keyed = Blake2sMac::<U16>::new_with_salt_and_personal(&self.mac1_key, &[], &[]);
@@ -88,31 +183,18 @@ impl Device {
         keyed.map_or([0; 16], |mac| mac.chain_update(message).finalize().into_bytes().into())
     }
 
-    /// The session with a peer.
-    pub fn session(&self, peer: &PublicKey) -> Option<&Session> {
-        self.sessions.get(peer).map(|(_, session)| session)
+    /// Lets the count of handshakes begin anew when its second is over. The limiter is one for all sessions of the device, so
+    /// that its cookies hold for all of them.
+    pub(super) fn renew_limit(&self) {
+        self.limiter.reset_count();
     }
 
-    /// The peers with which it has sessions, or makes them.
-    pub fn peers(&self) -> impl Iterator<Item = &PublicKey> {
-        self.sessions.keys()
-    }
-
-    /// One limiter for all sessions of the device, so that its cookies hold for all of them.
-    pub(super) fn limiter(&self) -> &Arc<RateLimiter> {
-        &self.limiter
-    }
-
-    pub(super) fn tunn(
-        &self,
-        peer: &PublicKey,
-        preshared: Option<[u8; 32]>,
-        keepalive: Option<u16>,
-        index: u32,
-    ) -> Tunn {
+    /// boringtun's state for a session with a peer. Keepalives are the session's own.
+    pub(super) fn tunn(&self, peer: &PublicKey, preshared: Option<&PresharedKey>, index: u32) -> Tunn {
         let secret = self.static_secret();
         let peer = x25519::PublicKey::from(*peer.as_bytes());
-        Tunn::new(secret, peer, preshared, keepalive, index, Some(self.limiter.clone()))
+        let preshared = preshared.map(|key| *key.to_bytes());
+        Tunn::new(secret, peer, preshared, None, index, Some(self.limiter.clone()))
     }
 
     /// The private key as boringtun's version of x25519-dalek has it.

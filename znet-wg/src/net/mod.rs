@@ -1,35 +1,40 @@
-//! The packet logic of one network, without any I/O: time, datagrams and packets are handed in, and what is to be
-//! sent goes to a [`Sink`].
+//! The packet logic of one network, without any I/O: time, datagrams and packets are handed in, datagrams go to an
+//! [`Underlay`] and packets to the [`Port`] of their device.
 //!
-//! A packet's way out: [`Network::from_tun`] checks its source, looks its destination up in the [`Directory`], and hands it to
-//! the [`session`] with that peer, which is made by the first packet. Its way in: [`Network::from_udp`] finds the
-//! session by receiver index, or the device by the keyed MAC of a handshake, and checks that what comes out of a
-//! tunnel bears an address of the peer that sent it.
+//! | file | holds |
+//! | --- | --- |
+//! | `network` | the tables, their lock, and everything that changes them |
+//! | `outbound` | a packet's way out: source check, [`Directory`], session, split, encryption |
+//! | `inbound` | a packet's way in: session by receiver index, decryption, check that the address is the peer's, joining |
+//! | `handshake`, `gate`, `early` | messages of which it is not known yet whose they are, and what strangers may cost |
+//! | `session` | one peer's session: boringtun's `Tunn` and what has to be done around it |
+//! | `schedule` | when a session has to be looked at though it is not used |
+//! | `directory`, `allowed` | all peers: keys, addresses, endpoints |
+//! | `device` | a container's keys, addresses, figures |
+//! | `lane`, `outbox` | the buffers of one thread |
 
+mod allowed;
 mod device;
 mod directory;
 mod early;
+mod gate;
+mod handshake;
+mod inbound;
+mod lane;
 mod network;
+mod outbound;
+mod outbox;
 mod packet;
+mod schedule;
 mod session;
 
-use std::net::SocketAddr;
-
-use znet_core::id::ContainerId;
-use znet_core::key::PublicKey;
-
-pub use device::{Device, MAX_SESSIONS_PER_DEVICE};
-pub use directory::{Directory, DirectoryEntry};
-pub use network::{INITIATIONS_PER_SECOND, Network};
+pub use device::{Device, OwnAddresses, Port};
+pub use directory::{Changed, Directory, DirectoryEntry, PeerId, PeerUpdate};
+pub use gate::INITIATIONS_PER_SECOND;
+pub use inbound::Arrival;
+pub use lane::Lane;
+pub use network::{MAX_SESSIONS_PER_DEVICE, Network, Underlay};
+pub use outbound::Read;
+pub use outbox::{MAX_RUN, MAX_SEGMENTS, Outbox, Run};
 pub use packet::{Addresses, MAX_PACKET};
-pub use session::{PeerState, Session};
-
-/// Where packets go: sockets in the engine, queues in a test.
-pub trait Sink {
-    /// Sends a datagram on the underlay. `false` when it had to be dropped.
-    fn send(&mut self, to: SocketAddr, datagram: &[u8]) -> bool;
-    /// Hands a packet to a container. `false` when it had to be dropped.
-    fn deliver(&mut self, device: ContainerId, packet: &[u8]) -> bool;
-    /// Notes that a device begins a session with a peer.
-    fn began(&mut self, _device: ContainerId, _peer: &PublicKey) {}
-}
+pub use session::{Look, PeerState, Received, Session};

@@ -1,0 +1,191 @@
+//! One thread: waits for its sources, and moves a batch of each that has something.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::{Clock, TunSource};
+use crate::io::udp::{Inbox, Udp};
+use crate::net::{Lane, MAX_PACKET, Network, Read};
+use crate::offload::PADDING;
+
+/// Most packets that are read from a TUN queue before what they became is sent.
+const BATCH: usize = 128;
+/// Bytes after which a batch is full, however few packets it has: what a core's nearest cache holds.
+const BATCH_BYTES: usize = 64 << 10;
+/// Most sources that one wait reports.
+const EVENTS: usize = 64;
+/// Most batches of a socket before the others have their turn.
+const ROUNDS: usize = 4;
+/// The descriptor by which the worker that keeps the time is woken.
+const CLOCK: u64 = 0;
+
+/// Where packets come from.
+#[derive(Clone)]
+pub(super) enum Source {
+    Tun(Arc<TunSource>),
+    Udp(Arc<Udp>, Arc<Network>),
+}
+
+/// What a thread uses again and again.
+pub(super) struct Buffers {
+    lane: Lane,
+    inbox: Inbox,
+    packets: Box<[u8]>,
+    reads: Vec<Read>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            lane: Lane::default(),
+            inbox: Inbox::default(),
+            packets: vec![0; BATCH_BYTES + MAX_PACKET + PADDING].into_boxed_slice(),
+            reads: Vec::with_capacity(BATCH),
+        }
+    }
+}
+
+/// A thread's sources.
+pub(super) struct Worker {
+    epoll: Epoll,
+    sources: Mutex<HashMap<u64, Source>>,
+    next: AtomicU64,
+    clock: Option<Arc<Clock>>,
+}
+
+impl Worker {
+    /// A worker without sources; one of them keeps the time.
+    pub(super) fn new(clock: Option<Arc<Clock>>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(clock) = &clock {
+            epoll.add(clock.event(), EpollEvent::new(EpollFlags::EPOLLIN, CLOCK))?;
+        }
+        Ok(Self { epoll, sources: Mutex::default(), next: AtomicU64::new(CLOCK + 1), clock })
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashMap<u64, Source>> {
+        // A thread that panics ends the process, so a poisoned lock is never seen.
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches a source; returns its number.
+    pub(super) fn add(&self, source: Source) -> io::Result<u64> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.sources().insert(id, source.clone());
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
+        let added = match &source {
+            Source::Tun(source) => self.epoll.add(&*source.tun, event),
+            Source::Udp(udp, _) => self.epoll.add(&**udp, event),
+        };
+        if added.is_err() {
+            self.sources().remove(&id);
+        }
+        Ok(added.map(|()| id)?)
+    }
+
+    /// Watches a source no longer. A descriptor of which somebody holds a copy stays in the set until it is taken out.
+    pub(super) fn remove(&self, id: u64, fd: &impl AsFd) {
+        if self.sources().remove(&id).is_some() {
+            let _ = self.epoll.delete(fd);
+        }
+    }
+
+    /// Moves packets for as long as the process lives.
+    pub(super) fn run(&self, mut buffers: Buffers) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let sleep = match &self.clock {
+                Some(clock) => clock.run(&mut buffers.lane, Instant::now()),
+                None => None,
+            };
+            // Rounded up, as a look that comes too early has to come again.
+            let sleep = sleep.map(|sleep| u16::try_from(sleep.as_millis() + 1).unwrap_or(u16::MAX));
+            match self.epoll.wait(&mut events, sleep.map_or(EpollTimeout::NONE, EpollTimeout::from)) {
+                Ok(ready) => {
+                    for event in events.iter().take(ready) {
+                        self.serve(event.data(), &mut buffers);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    // Nothing of the kind can happen to a descriptor that is ours and open.
+                    tracing::error!(%error, "packets cannot be waited for");
+                    std::process::exit(102);
+                }
+            }
+        }
+    }
+
+    fn serve(&self, id: u64, buffers: &mut Buffers) {
+        if id == CLOCK {
+            if let Some(clock) = &self.clock {
+                let _ = clock.event().read();
+            }
+            return;
+        }
+        let source = self.sources().get(&id).cloned();
+        match source {
+            Some(Source::Tun(source)) => {
+                if let Err(error) = drain_tun(&source, buffers) {
+                    tracing::info!(container = %source.device, %error, "the TUN device is gone");
+                    self.remove(id, &*source.tun);
+                    source.note_gone();
+                }
+            }
+            Some(Source::Udp(udp, network)) => drain_udp(&udp, &network, buffers),
+            None => {}
+        }
+    }
+}
+
+/// Reads a batch, and sends what becomes of it.
+fn drain_tun(source: &TunSource, buffers: &mut Buffers) -> Result<(), Errno> {
+    let Buffers { lane, packets, reads, .. } = buffers;
+    reads.clear();
+    let mut used = 0;
+    let mut outcome = Ok(());
+    while reads.len() < BATCH && used < BATCH_BYTES {
+        let Some(room) = packets.get_mut(used..used + MAX_PACKET) else { break };
+        match source.tun.read(room) {
+            Ok((header, length)) => {
+                reads.push(Read { header, at: used..used + length });
+                used += length + PADDING;
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => break,
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        }
+    }
+    if !reads.is_empty() {
+        source.network.from_tun(source.device, packets, reads, lane, Instant::now());
+    }
+    outcome
+}
+
+fn drain_udp(udp: &Udp, network: &Network, buffers: &mut Buffers) {
+    let Buffers { lane, inbox, .. } = buffers;
+    for _ in 0..ROUNDS {
+        match inbox.receive(udp) {
+            Ok(()) => {
+                let (bytes, arrivals) = inbox.arrivals();
+                network.from_udp(bytes, arrivals, lane, Instant::now());
+                if !inbox.was_full() {
+                    return;
+                }
+            }
+            Err(Errno::EAGAIN) => return,
+            // An ICMP error of an earlier datagram (nobody listens there) is reported on the next call: read on.
+            Err(_) => {}
+        }
+    }
+}
