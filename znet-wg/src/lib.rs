@@ -11,6 +11,8 @@
 //! | [`offload`] | big packets of one flow: cut up on their way out, joined on their way in |
 //! | [`io`] | the system calls that move packets: TUN devices, UDP sockets |
 //! | [`plane`] | the threads that move packets |
+//! | [`uapi`] | the cross-platform configuration protocol in full: its text, and the socket that `wg(8)` looks for |
+//! | [`standalone`] | a device of its own, `znet-wg NAME`: what it takes beside a data plane to be a program |
 //! | [`engine`] | the process that an agent starts: control connection, `wg(8)`'s socket, sandbox |
 
 pub mod control;
@@ -19,3 +21,5 @@ pub mod io;
 pub mod net;
 pub mod offload;
 pub mod plane;
+pub mod standalone;
+pub mod uapi;

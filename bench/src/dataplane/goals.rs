@@ -26,8 +26,8 @@ pub(super) fn goals(results: &Results) -> Vec<Goal> {
         times(results, Metric::Tcp1, WIREGUARD_GO, 9.0),
         // 0.8 of the 8 Gbit/s that this set-up is estimated to allow at most on two cores.
         absolute(results, Metric::Tcp1, Bound::AtLeast(6.4)),
-        absolute(results, Metric::MachinePerGb, Bound::AtMost(2.2)),
-        times(results, Metric::MachinePerGb, BORINGTUN, 5.0),
+        absolute(results, Metric::TunnelPerGb, Bound::AtMost(2.2)),
+        times(results, Metric::TunnelPerGb, BORINGTUN, 5.0),
         times(results, Metric::Udp64, PEERS, 1.6),
         times(results, Metric::Udp64, VETH, 0.5),
         times(results, Metric::Udp1400, PEERS, 2.0),

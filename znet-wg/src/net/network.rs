@@ -12,7 +12,7 @@ use std::time::Instant;
 use znet_core::id::ContainerId;
 use znet_core::key::PublicKey;
 
-use super::device::{Device, count};
+use super::device::{Device, OwnAddresses, count};
 use super::directory::{Directory, DirectoryEntry, PeerId, PeerUpdate};
 use super::gate::Gate;
 use super::lane::Lane;
@@ -56,6 +56,27 @@ impl Link {
 pub(super) struct Local {
     pub(super) device: Arc<Device>,
     pub(super) links: HashMap<PeerId, Arc<Link>>,
+    /// What `wg(8)` goes on to show of sessions that ended: of a stand-alone device, which is its user's own.
+    past: HashMap<PeerId, PeerState>,
+}
+
+impl Local {
+    /// What is shown of a peer: its session, and those before.
+    fn state(&self, peer: PeerId) -> Option<PeerState> {
+        let now = self.links.get(&peer).map(|link| link.lock().state());
+        match (now, self.past.get(&peer)) {
+            (Some(now), Some(past)) => Some(now.after(past)),
+            (now, past) => now.or_else(|| past.copied()),
+        }
+    }
+
+    fn end(&mut self, peer: PeerId) -> Option<Arc<Link>> {
+        let state = (self.device.addresses == OwnAddresses::Any).then(|| self.state(peer)).flatten();
+        if let Some(state) = state {
+            self.past.insert(peer, state);
+        }
+        self.links.remove(&peer)
+    }
 }
 
 /// What every packet needs.
@@ -94,7 +115,7 @@ impl Tables {
 
     fn end_link(&mut self, device: ContainerId, peer: PeerId) {
         let local = self.devices.get_mut(&device);
-        if let Some(link) = local.and_then(|local| local.links.remove(&peer)) {
+        if let Some(link) = local.and_then(|local| local.end(peer)) {
             self.links.remove(&link.index);
         }
     }
@@ -102,6 +123,14 @@ impl Tables {
     fn end_links(&mut self, peer: PeerId) {
         let devices: Vec<ContainerId> = self.devices.keys().copied().collect();
         devices.into_iter().for_each(|device| self.end_link(device, peer));
+    }
+
+    /// The peer of this number is no more.
+    fn forget(&mut self, peer: PeerId) {
+        self.end_links(peer);
+        self.devices.values_mut().for_each(|local| {
+            local.past.remove(&peer);
+        });
     }
 
     fn end_all(&mut self, device: ContainerId) {
@@ -192,9 +221,9 @@ impl Network {
         mut see: impl FnMut(&DirectoryEntry, Option<PeerState>),
     ) {
         let tables = self.read();
+        let local = tables.devices.get(&device);
         for (id, entry) in tables.directory.iter() {
-            let state = tables.link(device, id).map(|link| link.lock().state());
-            see(entry, state);
+            see(entry, local.and_then(|local| local.state(id)));
         }
     }
 
@@ -203,21 +232,20 @@ impl Network {
     pub fn put_device(&self, mut device: Device) {
         let mut tables = self.write();
         let id = device.id;
-        let links = match tables.devices.remove(&id) {
-            Some(old) => {
-                device.succeed(&old.device);
-                if old.device.public_key() == device.public_key() {
-                    old.links
-                } else {
-                    old.links.values().for_each(|link| {
-                        tables.links.remove(&link.index);
-                    });
-                    HashMap::new()
+        let (mut links, mut past) = (HashMap::new(), HashMap::new());
+        if let Some(mut old) = tables.devices.remove(&id) {
+            device.succeed(&old.device);
+            if old.device.public_key() == device.public_key() {
+                links = old.links;
+            } else {
+                let peers: Vec<PeerId> = old.links.keys().copied().collect();
+                for link in peers.into_iter().filter_map(|peer| old.end(peer)) {
+                    tables.links.remove(&link.index);
                 }
             }
-            None => HashMap::new(),
-        };
-        tables.devices.insert(id, Local { device: Arc::new(device), links });
+            past = old.past;
+        }
+        tables.devices.insert(id, Local { device: Arc::new(device), links, past });
     }
 
     /// Removes a device with its sessions; its keys are wiped.
@@ -252,7 +280,7 @@ impl Network {
     pub fn remove_peer(&self, key: &PublicKey) {
         let mut tables = self.write();
         if let Some(id) = tables.directory.remove(key) {
-            tables.end_links(id);
+            tables.forget(id);
         }
     }
 
@@ -271,7 +299,7 @@ impl Network {
     pub fn end_replace(&self) {
         let mut tables = self.write();
         for id in tables.directory.end_replace() {
-            tables.end_links(id);
+            tables.forget(id);
         }
     }
 

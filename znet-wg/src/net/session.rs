@@ -70,6 +70,18 @@ pub struct PeerState {
     pub tx_bytes: u64,
 }
 
+impl PeerState {
+    /// This, with what was before it added up.
+    pub(super) fn after(self, past: &Self) -> Self {
+        Self {
+            endpoint: self.endpoint.or(past.endpoint),
+            last_handshake: self.last_handshake.or(past.last_handshake),
+            rx_bytes: self.rx_bytes + past.rx_bytes,
+            tx_bytes: self.tx_bytes + past.tx_bytes,
+        }
+    }
+}
+
 /// What came of a look at the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
