@@ -69,7 +69,7 @@ impl Node {
     fn read(&mut self, device: u8, packet: &[u8]) {
         let mut buffer = packet.to_vec();
         buffer.resize(packet.len() + PADDING, 0xff);
-        let read = Read { header: VnetHeader::default(), at: 0..packet.len() };
+        let read = Read { header: VnetHeader::default(), at: 0..packet.len(), congested: false };
         let device = ContainerId::new(device.into());
         self.network.from_tun(device, &mut buffer, &[read], &mut self.lane, Instant::now());
     }

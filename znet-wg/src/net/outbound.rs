@@ -12,7 +12,7 @@ use super::device::{Device, count};
 use super::directory::PeerId;
 use super::lane::Lane;
 use super::network::{Link, Local, Tables};
-use super::packet::Addresses;
+use super::packet::{Addresses, CE, note_congestion};
 use super::session::{Look, Session};
 use crate::offload::{PADDING, VnetHeader, split};
 
@@ -23,6 +23,8 @@ pub struct Read {
     pub header: VnetHeader,
     /// Where it lies in the batch's buffer. As many bytes as [`PADDING`] behind it are free to use.
     pub at: Range<usize>,
+    /// Its sender is to slow down: it is marked, or its first part is dropped.
+    pub congested: bool,
 }
 
 /// Figures of a burst, added up at its end.
@@ -187,7 +189,13 @@ impl Network {
             return;
         }
         let mtu = device.mtu() as usize;
+        // One lost packet tells a sender as much as all of a big one would.
+        let mut drop_next = read.congested && !note_congestion(CE, packet);
         let outcome = split(&read.header, packet, read.at.len(), mtu, |segment| {
+            if std::mem::take(&mut drop_next) {
+                sums.full += 1;
+                return;
+            }
             if lane.outbox.free() < segment.padded.len() + super::session::OVERHEAD {
                 // More than a whole buffer out of one batch: rare enough to send with the session locked.
                 self.underlay.send(&lane.outbox);

@@ -7,7 +7,7 @@ pub const MAX_PACKET: usize = 65_535;
 /// The two bits of congestion notification in a type of service or traffic class (RFC 3168).
 const ECN: u8 = 0b11;
 /// Congestion experienced.
-const CE: u8 = 0b11;
+pub(super) const CE: u8 = 0b11;
 /// The sender takes congestion notifications: ECT(0).
 const ECT0: u8 = 0b10;
 
@@ -73,10 +73,13 @@ pub(super) fn outer_tos(packet: &[u8]) -> u8 {
     }
 }
 
-/// Passes on that a datagram experienced congestion, if the packet in it can be told.
-pub(super) fn note_congestion(outer_tos: u8, packet: &mut [u8]) {
-    if outer_tos & ECN != CE || matches!(traffic_class(packet) & ECN, 0 | CE) {
-        return;
+/// Passes on that a datagram experienced congestion, if the packet in it can be told. Whether the packet tells it now.
+pub(super) fn note_congestion(outer_tos: u8, packet: &mut [u8]) -> bool {
+    match traffic_class(packet) & ECN {
+        _ if outer_tos & ECN != CE => return false,
+        0 => return false,
+        CE => return true,
+        _ => {}
     }
     match packet {
         [version, tos, _, _, _, _, _, _, _, _, high, low, ..] if *version >> 4 == 4 => {
@@ -90,8 +93,9 @@ pub(super) fn note_congestion(outer_tos: u8, packet: &mut [u8]) {
             [*high, *low] = (!(sum as u16)).to_be_bytes();
         }
         [version, class, ..] if *version >> 4 == 6 => *class |= CE << 4,
-        _ => {}
+        _ => return false,
     }
+    true
 }
 
 fn traffic_class(packet: &[u8]) -> u8 {

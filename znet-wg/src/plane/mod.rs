@@ -4,18 +4,22 @@
 //! other. TUN devices are given out from the first worker on and sockets from the last, so that the two directions of a
 //! lone device go through two cores. The first worker keeps the time for all networks.
 
+mod backlog;
 mod clock;
 mod sockets;
 mod worker;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use std::time::Instant;
 
 use nix::sys::eventfd::EventFd;
 use znet_core::id::ContainerId;
 
+use backlog::Backlog;
 pub use clock::Clock;
 pub use sockets::{Began, Sockets};
 use worker::Worker;
@@ -35,6 +39,7 @@ pub struct TunSource {
     pub network: Arc<Network>,
     /// The device in it.
     pub device: ContainerId,
+    backlog: Mutex<Backlog>,
     gone: AtomicBool,
     on_gone: Option<Arc<EventFd>>,
 }
@@ -47,12 +52,18 @@ impl TunSource {
         device: ContainerId,
         on_gone: Option<Arc<EventFd>>,
     ) -> Self {
-        Self { tun, network, device, gone: AtomicBool::new(false), on_gone }
+        let backlog = Mutex::new(Backlog::new(Instant::now()));
+        Self { tun, network, device, backlog, gone: AtomicBool::new(false), on_gone }
     }
 
     /// Whether the device went away, with its namespace or by somebody's hand.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Its backlog, which the one worker that reads it looks at.
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_gone(&self) {
@@ -67,6 +78,7 @@ impl TunSource {
 #[derive(Debug)]
 pub struct Token {
     worker: usize,
+    weight: usize,
     id: u64,
 }
 
@@ -74,8 +86,8 @@ pub struct Token {
 pub struct Plane {
     workers: Vec<Arc<Worker>>,
     clock: Arc<Clock>,
-    tuns: AtomicUsize,
-    udps: AtomicUsize,
+    /// Queues and ports that each worker has.
+    loads: Mutex<Vec<usize>>,
 }
 
 impl Plane {
@@ -102,7 +114,7 @@ impl Plane {
         for _ in 0..count {
             let _ = started.recv();
         }
-        Ok(Self { workers, clock, tuns: AtomicUsize::new(0), udps: AtomicUsize::new(0) })
+        Ok(Self { workers, clock, loads: Mutex::new(vec![0; count]) })
     }
 
     /// Who wakes the networks' sessions in time.
@@ -120,8 +132,8 @@ impl Plane {
     /// # Errors
     /// The operating system's: the descriptor cannot be watched.
     pub fn watch_tun(&self, source: Arc<TunSource>) -> io::Result<Token> {
-        let worker = self.tuns.fetch_add(1, Ordering::Relaxed) % self.workers.len();
-        self.watch(worker, worker::Source::Tun(source))
+        let worker = self.least_loaded(|worker| worker);
+        self.watch(worker, 1, worker::Source::Tun(source))
     }
 
     /// Moves what comes in on a port from now on. Its sockets go to one worker.
@@ -129,10 +141,11 @@ impl Plane {
     /// # Errors
     /// The operating system's: a descriptor cannot be watched.
     pub fn watch_port(&self, sockets: &[Arc<Udp>], network: &Arc<Network>) -> io::Result<Vec<Token>> {
-        let last = self.workers.len() - 1;
-        let worker = last - self.udps.fetch_add(1, Ordering::Relaxed) % self.workers.len();
-        let watch = |udp: &Arc<Udp>| self.watch(worker, worker::Source::Udp(udp.clone(), network.clone()));
-        sockets.iter().map(watch).collect()
+        let worker = self.least_loaded(std::cmp::Reverse);
+        let source = |udp: &Arc<Udp>| worker::Source::Udp(udp.clone(), network.clone());
+        // All sockets of a port together are one load: a peer uses one of them.
+        let weights = std::iter::once(1).chain(std::iter::repeat(0));
+        sockets.iter().zip(weights).map(|(udp, weight)| self.watch(worker, weight, source(udp))).collect()
     }
 
     /// Moves nothing of this source any more. What is under way ends by itself.
@@ -140,10 +153,28 @@ impl Plane {
         if let Some(worker) = self.workers.get(token.worker) {
             worker.remove(token.id, fd);
         }
+        if let Some(load) = self.loads().get_mut(token.worker) {
+            *load = load.saturating_sub(token.weight);
+        }
     }
 
-    fn watch(&self, worker: usize, source: worker::Source) -> io::Result<Token> {
+    fn watch(&self, worker: usize, weight: usize, source: worker::Source) -> io::Result<Token> {
         let found = self.workers.get(worker).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Token { worker, id: found.add(source)? })
+        let id = found.add(source)?;
+        if let Some(load) = self.loads().get_mut(worker) {
+            *load += weight;
+        }
+        Ok(Token { worker, weight, id })
+    }
+
+    fn loads(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker with the fewest sources; of several, the one that `order` puts first.
+    fn least_loaded<O: Ord>(&self, order: impl Fn(usize) -> O) -> usize {
+        let loads = self.loads();
+        let least = loads.iter().enumerate().min_by_key(|(worker, load)| (**load, order(*worker)));
+        least.map_or(0, |(worker, _)| worker)
     }
 }

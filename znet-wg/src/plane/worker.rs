@@ -10,15 +10,20 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use super::backlog::sparse_first;
 use super::{Clock, TunSource};
 use crate::io::udp::{Inbox, Udp};
 use crate::net::{Lane, MAX_PACKET, Network, Read};
 use crate::offload::PADDING;
 
-/// Most packets that are read from a TUN queue before what they became is sent.
+/// Most packets that are encrypted before they are sent.
 const BATCH: usize = 128;
-/// Bytes after which a batch is full, however few packets it has: what a core's nearest cache holds.
+/// Bytes after which such a batch is full, however few packets it has: what a core's nearest cache holds.
 const BATCH_BYTES: usize = 64 << 10;
+/// Most packets that are read from a TUN queue at once: more than it holds.
+const READS: usize = 1_024;
+/// Bytes after which no more is read.
+const READ_BYTES: usize = 1 << 20;
 /// Most sources that one wait reports.
 const EVENTS: usize = 64;
 /// Most batches of a socket before the others have their turn.
@@ -39,6 +44,7 @@ pub(super) struct Buffers {
     inbox: Inbox,
     packets: Box<[u8]>,
     reads: Vec<Read>,
+    spare: Vec<Read>,
 }
 
 impl Default for Buffers {
@@ -46,8 +52,9 @@ impl Default for Buffers {
         Self {
             lane: Lane::default(),
             inbox: Inbox::default(),
-            packets: vec![0; BATCH_BYTES + MAX_PACKET + PADDING].into_boxed_slice(),
-            reads: Vec::with_capacity(BATCH),
+            packets: vec![0; READ_BYTES + MAX_PACKET + PADDING].into_boxed_slice(),
+            reads: Vec::with_capacity(READS),
+            spare: Vec::with_capacity(READS),
         }
     }
 }
@@ -107,10 +114,14 @@ impl Worker {
             };
             // Rounded up, as a look that comes too early has to come again.
             let sleep = sleep.map(|sleep| u16::try_from(sleep.as_millis() + 1).unwrap_or(u16::MAX));
-            match self.epoll.wait(&mut events, sleep.map_or(EpollTimeout::NONE, EpollTimeout::from)) {
+            let sleep = sleep.map_or(EpollTimeout::NONE, EpollTimeout::from);
+            // Whether it had to wait for what is ready.
+            let now = self.epoll.wait(&mut events, EpollTimeout::ZERO);
+            let idle = now == Ok(0);
+            match if idle { self.epoll.wait(&mut events, sleep) } else { now } {
                 Ok(ready) => {
                     for event in events.iter().take(ready) {
-                        self.serve(event.data(), &mut buffers);
+                        self.serve(event.data(), &mut buffers, idle);
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -123,7 +134,7 @@ impl Worker {
         }
     }
 
-    fn serve(&self, id: u64, buffers: &mut Buffers) {
+    fn serve(&self, id: u64, buffers: &mut Buffers, idle: bool) {
         if id == CLOCK {
             if let Some(clock) = &self.clock {
                 let _ = clock.event().read();
@@ -133,7 +144,7 @@ impl Worker {
         let source = self.sources().get(&id).cloned();
         match source {
             Some(Source::Tun(source)) => {
-                if let Err(error) = drain_tun(&source, buffers) {
+                if let Err(error) = drain_tun(&source, buffers, idle) {
                     tracing::info!(container = %source.device, %error, "the TUN device is gone");
                     self.remove(id, &*source.tun);
                     source.note_gone();
@@ -145,31 +156,54 @@ impl Worker {
     }
 }
 
-/// Reads a batch, and sends what becomes of it.
-fn drain_tun(source: &TunSource, buffers: &mut Buffers) -> Result<(), Errno> {
-    let Buffers { lane, packets, reads, .. } = buffers;
+/// Reads what waits, and sends what becomes of it.
+fn drain_tun(source: &TunSource, buffers: &mut Buffers, idle: bool) -> Result<(), Errno> {
+    let Buffers { lane, packets, reads, spare, .. } = buffers;
     reads.clear();
+    let mut congested = source.backlog().begin(Instant::now(), idle);
     let mut used = 0;
     let mut outcome = Ok(());
-    while reads.len() < BATCH && used < BATCH_BYTES {
+    while reads.len() < READS && used < READ_BYTES {
         let Some(room) = packets.get_mut(used..used + MAX_PACKET) else { break };
         match source.tun.read(room) {
             Ok((header, length)) => {
-                reads.push(Read { header, at: used..used + length });
+                reads.push(Read { header, at: used..used + length, congested: false });
                 used += length + PADDING;
             }
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => break,
+            Err(Errno::EAGAIN) => {
+                source.backlog().emptied(Instant::now());
+                break;
+            }
             Err(error) => {
                 outcome = Err(error);
                 break;
             }
         }
     }
-    if !reads.is_empty() {
-        source.network.from_tun(source.device, packets, reads, lane, Instant::now());
+    sparse_first(packets, reads, spare);
+    // The first of the largest flow is as good as any, and those are last.
+    if let Some(last) = reads.last_mut() {
+        last.congested = std::mem::take(&mut congested);
+    }
+    let mut rest = reads.as_slice();
+    while !rest.is_empty() {
+        let (batch, after) = rest.split_at(batch_length(rest));
+        source.network.from_tun(source.device, packets, batch, lane, Instant::now());
+        rest = after;
     }
     outcome
+}
+
+/// How many of these make a batch: at least one.
+fn batch_length(reads: &[Read]) -> usize {
+    let mut bytes = 0;
+    let fits = |read: &&Read| {
+        let fits = bytes < BATCH_BYTES;
+        bytes += read.at.len();
+        fits
+    };
+    reads.iter().take(BATCH).take_while(fits).count().max(1)
 }
 
 fn drain_udp(udp: &Udp, network: &Network, buffers: &mut Buffers) {

@@ -149,19 +149,21 @@ impl Standalone {
         let shares = (self.plane.workers() / 2).max(1);
         let options = Options { fwmark: self.fwmark.unwrap_or_default(), share: shares > 1 };
         let mut chosen = port;
-        let mut watched = Vec::new();
+        let mut ports = Vec::new();
         for _ in 0..shares {
             let (port, sockets) = udp::bind(chosen, options)?;
             chosen = port;
             let sockets: Vec<Arc<Udp>> =
                 sockets.into_iter().map(|fd| Udp::adopt(fd).map(Arc::new)).collect::<Result<_, _>>()?;
-            watched.extend(self.plane.watch_port(&sockets, &self.network)?);
-            bound.extend(sockets);
+            bound.extend(sockets.iter().cloned());
+            ports.push(sockets);
         }
         let old = self.sockets.exchange(bound);
-        let unwatch = std::mem::replace(&mut self.watched, watched);
-        for (token, udp) in unwatch.iter().zip(&old) {
+        for (token, udp) in std::mem::take(&mut self.watched).iter().zip(&old) {
             self.plane.unwatch(token, &udp.as_fd());
+        }
+        for sockets in ports {
+            self.watched.extend(self.plane.watch_port(&sockets, &self.network)?);
         }
         Ok(())
     }
