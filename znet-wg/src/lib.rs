@@ -13,7 +13,8 @@
 //! | [`plane`] | the threads that move packets |
 //! | [`uapi`] | the cross-platform configuration protocol in full: its text, and the socket that `wg(8)` looks for |
 //! | [`standalone`] | a device of its own, `znet-wg NAME`: what it takes beside a data plane to be a program |
-//! | [`engine`] | the process that an agent starts: control connection, `wg(8)`'s socket, sandbox |
+//! | [`engine`] | the process that an agent starts: control connection, `wg(8)`'s socket |
+//! | [`sandbox`] | privileges and system calls, given up before the first byte of a stranger is read |
 
 pub mod control;
 pub mod engine;
@@ -21,5 +22,6 @@ pub mod io;
 pub mod net;
 pub mod offload;
 pub mod plane;
+pub mod sandbox;
 pub mod standalone;
 pub mod uapi;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use znet_wg::io::tun::{self, Queues, Tun};
+use znet_wg::sandbox::{self, Program};
 use znet_wg::standalone::cli::Args;
 use znet_wg::standalone::daemon::{self, Readiness};
 use znet_wg::standalone::logging::{self, LogSink};
@@ -83,6 +84,9 @@ fn run(args: &Args, inherited: Inherited, readiness: &mut Option<Readiness>) -> 
         privileges::give_up(listener.directory().map_or(Confinement::Nobody, Confinement::Directory))?;
     }
     let mut device = Standalone::start(queues, threads, &gone)?;
+    if !args.disable_drop_privileges {
+        sandbox::confine(Program::Standalone)?;
+    }
     tracing::info!(interface = name, threads, "ready");
     if let Some(readiness) = readiness.take() {
         readiness.ready();

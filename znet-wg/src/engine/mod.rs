@@ -1,10 +1,9 @@
 //! The engine as a process: it gets its descriptors from the agent, gives up every privilege, and moves packets.
 //!
 //! The main thread answers the agent ([`serve`]) and `wg(8)` ([`uapi`]), and has [`state::State`] for itself; the threads of
-//! the [`crate::plane`] move packets. [`sandbox`] is entered before the first packet is read. [`spawn`] is the agent's side: it
+//! the [`crate::plane`] move packets. The [`sandbox`] is entered before the first packet is read. [`spawn`] is the agent's side: it
 //! starts an engine that outlives its starter.
 
-mod sandbox;
 mod serve;
 mod spawn;
 mod state;
@@ -15,8 +14,8 @@ use std::os::unix::net::UnixListener;
 
 use crate::control::SessionList;
 use crate::plane::Plane;
+use crate::sandbox::{self, Program, SandboxError};
 
-pub use sandbox::{SandboxError, UNPRIVILEGED_ID};
 pub use spawn::{SpawnError, spawn};
 
 /// Why an engine did not start, or stopped.
@@ -53,7 +52,7 @@ pub fn run() -> Result<(), EngineFailure> {
     sandbox::drop_privileges()?;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut state = state::State::new(Plane::start(threads)?, SessionList::new()?);
-    sandbox::confine()?;
+    sandbox::confine(Program::Engine)?;
     serve::run(&listener, &mut state, owner)?;
     Ok(())
 }

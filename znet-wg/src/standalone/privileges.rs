@@ -7,8 +7,8 @@
 //! `CAP_SYS_CHROOT` does not get out. One without such a file has no reason to stay root and becomes `nobody`
 //! ([`Confinement::Nobody`]).
 //!
-//! What this does not keep from it: the sockets of other devices in that directory. A filter that forbids
-//! `connect` does.
+//! What this does not keep from it, the sockets of other devices in that directory, the filter of system calls does
+//! ([`crate::sandbox`]): it has no `connect`.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
@@ -18,7 +18,7 @@ use nix::sys::prctl::{set_dumpable, set_keepcaps, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, chroot, fchdir, setgroups, setresgid, setresuid};
 
-use crate::engine::UNPRIVILEGED_ID;
+use crate::sandbox::UNPRIVILEGED_ID;
 
 /// What stays: to mark datagrams and attach to TUN devices, and to bind ports below 1024.
 pub const KEPT: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];

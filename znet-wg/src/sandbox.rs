@@ -1,4 +1,7 @@
-//! Giving up every privilege, for ever, before the first byte of a stranger is read.
+//! Giving up privileges and system calls, for ever, before the first byte of a stranger is read.
+//!
+//! An engine gives up everything ([`drop_privileges`], [`Program::Engine`]). A stand-alone device keeps what `wg(8)` may still
+//! ask of it ([`crate::standalone::privileges`], [`Program::Standalone`]).
 
 use std::collections::BTreeMap;
 
@@ -29,7 +32,10 @@ pub enum SandboxError {
 }
 
 /// Gives up user, groups, capabilities, core dumps and the possibility to gain anything back.
-pub(super) fn drop_privileges() -> Result<(), SandboxError> {
+///
+/// # Errors
+/// [`SandboxError::Privileges`]: the step that failed. Those before it are done.
+pub fn drop_privileges() -> Result<(), SandboxError> {
     let step = |step| move |source| SandboxError::Privileges { step, source };
     // Two descriptors for each container: the usual limit of 1,024 is soon too low.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(step("limit of open files"))?;
@@ -53,16 +59,51 @@ pub(super) fn drop_privileges() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Allows every thread the system calls that the engine uses, and kills the process at any other.
-pub(super) fn confine() -> Result<(), SandboxError> {
+/// Whose system calls are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The engine of an agent, which was handed every descriptor that it will ever have.
+    Engine,
+    /// A stand-alone device, which may be told to listen on another port and removes its socket's file at the end.
+    Standalone,
+}
+
+/// Allows every thread the system calls that the program uses, and kills the process at any other. All threads must be
+/// running: one that is still starting makes calls that none may make later.
+///
+/// # Errors
+/// [`SandboxError::Seccomp`].
+pub fn confine(program: Program) -> Result<(), SandboxError> {
     let failed = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
+    let mut calls = allowed();
+    if program == Program::Standalone {
+        calls.extend(allowed_standalone());
+    }
     let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        allowed().into_iter().map(|call| (call, vec![])).collect();
+        calls.into_iter().map(|call| (call, vec![])).collect();
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
     let program =
         BpfProgram::try_from(filter.map_err(|error| failed(&error))?).map_err(|error| failed(&error))?;
     seccompiler::apply_filter_all_threads(&program).map_err(|error| failed(&error))
+}
+
+fn allowed_standalone() -> Vec<i64> {
+    let mut calls = vec![
+        // Another port
+        libc::SYS_socket,
+        libc::SYS_bind,
+        // The socket's file
+        libc::SYS_unlinkat,
+        libc::SYS_statx,
+        // The end of the start: standard error goes nowhere
+        libc::SYS_dup3,
+    ];
+    #[cfg(target_arch = "x86_64")]
+    calls.extend([libc::SYS_newfstatat, libc::SYS_dup2]);
+    #[cfg(target_arch = "aarch64")]
+    calls.push(libc::SYS_newfstatat);
+    calls
 }
 
 fn allowed() -> Vec<i64> {
