@@ -18,6 +18,9 @@ use crate::sandbox::{self, Program, SandboxError};
 
 pub use spawn::{SpawnError, spawn};
 
+/// Most threads that move packets, however many cores there are: each has some two megabytes of buffers.
+const MAX_THREADS: usize = 8;
+
 /// Why an engine did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineFailure {
@@ -50,7 +53,8 @@ pub fn run() -> Result<(), EngineFailure> {
     // It fails for a process that leads its group already, which is as good.
     let _ = nix::unistd::setsid();
     sandbox::drop_privileges()?;
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = cores.min(MAX_THREADS);
     let mut state = state::State::new(Plane::start(threads)?, SessionList::new()?);
     sandbox::confine(Program::Engine)?;
     serve::run(&listener, &mut state, owner)?;

@@ -16,6 +16,9 @@ use super::packet::{Addresses, CE, note_congestion};
 use super::session::{Look, Session};
 use crate::offload::{PADDING, VnetHeader, split};
 
+/// How often one packet may have the tables changed for it.
+const MAX_STOPS: u32 = 2;
+
 /// What was read from a TUN device: a packet, or many of one flow that are still one.
 #[derive(Clone, Debug)]
 pub struct Read {
@@ -78,8 +81,8 @@ impl Network {
         now: Instant,
     ) {
         let mut rest = batch;
-        // A packet that stopped a burst is tried once more; if it stops the next one as well, it is passed over.
-        let mut stopped_at = None;
+        // A packet stops a burst when its session has ended, and again when there is none yet; more often, it is passed over.
+        let (mut stopped_at, mut stops) = (None, 0);
         loop {
             let outcome = {
                 let tables = self.read();
@@ -88,11 +91,12 @@ impl Network {
             };
             self.flush(lane);
             let Some(stop) = outcome else { return };
-            if stopped_at == Some(rest.len()) {
+            stops = if stopped_at == Some(rest.len()) { stops + 1 } else { 0 };
+            stopped_at = Some(rest.len());
+            if stops == MAX_STOPS {
                 rest = rest.get(1..).unwrap_or_default();
                 continue;
             }
-            stopped_at = Some(rest.len());
             match stop {
                 Stop::NoLink(peer) => {
                     if self.make_link(id, peer, now).is_none() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -14,7 +14,7 @@ pub struct Clock {
     networks: Mutex<Vec<Arc<Network>>>,
     event: EventFd,
     origin: Instant,
-    /// Microseconds after the origin at which the worker means to wake; 0 while it is awake.
+    /// Microseconds after the origin at which the worker means to look next; 0 while it looks.
     wakes: AtomicU64,
 }
 
@@ -47,8 +47,8 @@ impl Clock {
         &self.event
     }
 
-    /// Looks at what is due, and returns how long the worker may sleep; `None` for ever.
-    pub(super) fn run(&self, lane: &mut Lane, now: Instant) -> Option<Duration> {
+    /// Looks at what is due, and returns when it has to be called again, unless it is nudged earlier; `None` for never.
+    pub(super) fn run(&self, lane: &mut Lane, now: Instant) -> Option<Instant> {
         self.wakes.store(0, Ordering::SeqCst);
         let networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for network in &networks {
@@ -62,7 +62,7 @@ impl Clock {
         if let Some(next) = next {
             self.wakes.store(self.micros(next), Ordering::SeqCst);
         }
-        next.map(|next| next.saturating_duration_since(now))
+        next
     }
 
     fn nudge(&self) {

@@ -45,6 +45,8 @@ pub(super) struct Buffers {
     packets: Box<[u8]>,
     reads: Vec<Read>,
     spare: Vec<Read>,
+    /// The clock asks to be run.
+    nudged: bool,
 }
 
 impl Default for Buffers {
@@ -55,6 +57,7 @@ impl Default for Buffers {
             packets: vec![0; READ_BYTES + MAX_PACKET + PADDING].into_boxed_slice(),
             reads: Vec::with_capacity(READS),
             spare: Vec::with_capacity(READS),
+            nudged: true,
         }
     }
 }
@@ -107,14 +110,16 @@ impl Worker {
     /// Moves packets for as long as the process lives.
     pub(super) fn run(&self, mut buffers: Buffers) {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let mut look_at = None;
         loop {
-            let sleep = match &self.clock {
-                Some(clock) => clock.run(&mut buffers.lane, Instant::now()),
-                None => None,
-            };
-            // Rounded up, as a look that comes too early has to come again.
-            let sleep = sleep.map(|sleep| u16::try_from(sleep.as_millis() + 1).unwrap_or(u16::MAX));
-            let sleep = sleep.map_or(EpollTimeout::NONE, EpollTimeout::from);
+            if let Some(clock) = &self.clock {
+                let now = Instant::now();
+                if buffers.nudged || look_at.is_some_and(|at| at <= now) {
+                    buffers.nudged = false;
+                    look_at = clock.run(&mut buffers.lane, now);
+                }
+            }
+            let sleep = sleep_until(look_at);
             // Whether it had to wait for what is ready.
             let now = self.epoll.wait(&mut events, EpollTimeout::ZERO);
             let idle = now == Ok(0);
@@ -138,6 +143,7 @@ impl Worker {
         if id == CLOCK {
             if let Some(clock) = &self.clock {
                 let _ = clock.event().read();
+                buffers.nudged = true;
             }
             return;
         }
@@ -154,6 +160,13 @@ impl Worker {
             None => {}
         }
     }
+}
+
+fn sleep_until(at: Option<Instant>) -> EpollTimeout {
+    let sleep = at.map(|at| at.saturating_duration_since(Instant::now()));
+    // Rounded up, as a look that comes too early has to come again.
+    let millis = sleep.map(|sleep| u16::try_from(sleep.as_millis() + 1).unwrap_or(u16::MAX));
+    millis.map_or(EpollTimeout::NONE, EpollTimeout::from)
 }
 
 /// Reads what waits, and sends what becomes of it.
