@@ -4,12 +4,16 @@
 //! build: [`Controller`] is `znet-ctl serve`, [`Node`] is `znet-agent run`, and [`Member`] is a container that a node
 //! attached. Everything is told by command lines, as a user would. A
 //! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
+//!
+//! [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
 
 mod controller;
 mod fleet;
 mod member;
 mod node;
+mod ping;
 mod programs;
+pub mod wireguard;
 mod world;
 
 pub use controller::{Controller, NetworkSpec};

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use netns_harness::{Container, HostCommand, probe};
+use netns_harness::{Container, HostCommand};
 use serde_json::Value;
 
-use crate::{Node, Result};
+use crate::{Node, Result, ping};
 
 /// An attached container.
 pub struct Member {
@@ -77,10 +77,7 @@ impl Member {
     /// # Errors
     /// `ping` could not be started.
     pub fn pings(&self, to: IpAddr, within: Duration) -> Result<bool> {
-        let seconds = format!("{:.1}", within.as_secs_f64());
-        let output =
-            self.command("ping").args(["-n", "-c", "1", "-W", &seconds, &to.to_string()]).try_run()?;
-        Ok(output.status.success())
+        ping::once(self.command("ping"), &to.to_string(), within)
     }
 
     /// Waits until an address answers pings.
@@ -88,9 +85,7 @@ impl Member {
     /// # Errors
     /// It does not, in time.
     pub fn wait_reaches(&self, to: IpAddr, timeout: Duration) -> Result {
-        let answered = || self.pings(to, Duration::from_millis(200)).ok().filter(|answered| *answered);
-        probe::until(&format!("{to} to answer {}", self.name), timeout, answered)?;
-        Ok(())
+        ping::until_answered(|| self.command("ping"), &to.to_string(), timeout)
     }
 
     /// Pings all addresses of others; every one has to answer within a time.

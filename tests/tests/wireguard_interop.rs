@@ -1,0 +1,287 @@
+//! `znet-wg` against the other user-space WireGuard programs, all told by the unmodified `wg(8)`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use std::time::Duration;
+
+use netns_harness::{Capture, probe};
+use znet_tests::Result;
+use znet_tests::wireguard::{
+    AT_ONCE, Device, LISTEN_PORT, Message, NAT_ADDRESS, Peering, Tunnels, Underlay, WireGuard,
+    home_behind_nat, outer_packets,
+};
+
+/// Every case against every peer.
+macro_rules! against {
+    ($($name:ident = $peer:expr;)+) => { $(mod $name {
+        use super::*;
+
+        #[test]
+        fn all_traffic_passes_over_ipv4_when_znet_wg_begins() -> Result {
+            all_traffic_passes([WireGuard::Znet, $peer], Underlay::V4)
+        }
+
+        #[test]
+        fn all_traffic_passes_over_ipv6_when_znet_wg_begins() -> Result {
+            all_traffic_passes([WireGuard::Znet, $peer], Underlay::V6)
+        }
+
+        #[test]
+        fn all_traffic_passes_over_ipv4_when_the_peer_begins() -> Result {
+            all_traffic_passes([$peer, WireGuard::Znet], Underlay::V4)
+        }
+
+        #[test]
+        fn all_traffic_passes_over_ipv6_when_the_peer_begins() -> Result {
+            all_traffic_passes([$peer, WireGuard::Znet], Underlay::V6)
+        }
+
+        #[test]
+        fn only_equal_preshared_keys_let_packets_through() -> Result {
+            only_equal_preshared_keys($peer)
+        }
+
+        #[test]
+        fn a_peer_that_was_restarted_is_back_with_its_first_packet() -> Result {
+            a_restarted_peer($peer)
+        }
+
+        #[test]
+        fn traffic_goes_on_when_the_peer_has_forgotten_its_session() -> Result {
+            a_forgetful_peer($peer)
+        }
+
+        #[test]
+        fn a_peer_with_a_new_key_is_known_at_once() -> Result {
+            a_new_key($peer)
+        }
+
+        #[test]
+        fn a_peer_that_roams_is_followed() -> Result {
+            a_roaming_peer($peer)
+        }
+
+        #[test]
+        fn keepalives_flow_without_traffic() -> Result {
+            keepalives_flow([WireGuard::Znet, $peer])?;
+            keepalives_flow([$peer, WireGuard::Znet])
+        }
+
+        #[test]
+        fn znet_wg_behind_a_nat_stays_reachable() -> Result {
+            behind_a_nat(WireGuard::Znet, $peer)
+        }
+
+        #[test]
+        fn a_peer_behind_a_nat_stays_reachable() -> Result {
+            behind_a_nat($peer, WireGuard::Znet)
+        }
+    })+ };
+}
+
+against! {
+    boringtun = WireGuard::Boringtun;
+    gotatun = WireGuard::Gotatun;
+    wireguard_go = WireGuard::WireguardGo;
+}
+
+/// The first of the two begins; the second learns where the first is from the handshake alone.
+fn all_traffic_passes(programs: [WireGuard; 2], underlay: Underlay) -> Result {
+    let tunnels = Tunnels::new("traffic", programs)?;
+    let [begins, answers] = &tunnels.devices;
+    answers.meets(begins, &Peering::default())?;
+    begins.meets(answers, &Peering { endpoint: Some(underlay), ..Peering::default() })?;
+    let servers = [begins.serve_traffic()?, answers.serve_traffic()?];
+    begins.reaches(answers.inner_v4(), AT_ONCE)?;
+    let learned = answers.shown(begins)?.endpoint.expect("no endpoint was learned");
+    assert_eq!(learned.to_string(), underlay.endpoint(begins.number(), LISTEN_PORT));
+    for (from, to) in [(begins, answers), (answers, begins)] {
+        for address in to.inner() {
+            from.exchanges_all_traffic(&address)?;
+        }
+    }
+    let (here, there) = (begins.shown(answers)?, answers.shown(begins)?);
+    assert!(here.handshake > 0 && there.handshake > 0, "{here:?} {there:?}");
+    drop(servers);
+    tunnels.passed();
+    Ok(())
+}
+
+fn only_equal_preshared_keys(peer: WireGuard) -> Result {
+    for we_begin in [true, false] {
+        let tunnels = Tunnels::new("preshared", [WireGuard::Znet, peer])?;
+        let [a, b] = &tunnels.devices;
+        let (key, other_key) = (new_preshared(a)?, new_preshared(a)?);
+        let capture = a.host().capture("eth0", "udp")?;
+        let with = |endpoint, preshared| Peering { endpoint, preshared, ..Peering::default() };
+        let wrong = we_begin.then_some(other_key.as_str());
+        a.meets(b, &with(we_begin.then_some(Underlay::V4), wrong))?;
+        b.meets(a, &with((!we_begin).then_some(Underlay::V4), Some(&key)))?;
+        let (begins, answers) = if we_begin { (a, b) } else { (b, a) };
+        assert!(!begins.pings(&answers.inner_v4(), Duration::from_secs(1))?);
+        // Both tried, and it was the keys that were in the way.
+        capture.text()?;
+        let seen = outer_packets(capture.path())?;
+        let sent = |by: &Device, message| {
+            let source = Underlay::V4.address(by.number());
+            seen.iter().any(|packet| packet.message == message && packet.source.to_string() == source)
+        };
+        assert!(sent(begins, Message::Initiation) && sent(answers, Message::Response), "{seen:?}");
+        assert!(!sent(a, Message::Data), "{seen:?}");
+        assert_eq!(begins.shown(answers)?.handshake, 0);
+        a.forgets(b)?;
+        a.meets(b, &with(Some(Underlay::V4), Some(&key)))?;
+        a.reaches(b.inner_v4(), AT_ONCE)?;
+        b.reaches(a.inner_v6(), AT_ONCE)?;
+        tunnels.passed();
+    }
+    Ok(())
+}
+
+fn new_preshared(device: &Device) -> Result<String> {
+    Ok(device.command("wg").arg("genpsk").run()?.stdout)
+}
+
+fn a_restarted_peer(peer: WireGuard) -> Result {
+    let mut tunnels = Tunnels::connected("restart", [WireGuard::Znet, peer], Underlay::V4)?;
+    let [a, b] = &mut tunnels.devices;
+    b.kill()?;
+    b.launch()?;
+    b.meets(a, &Peering { endpoint: Some(Underlay::V4), ..Peering::default() })?;
+    b.reaches(a.inner_v4(), AT_ONCE)?;
+    a.reaches(b.inner_v4(), AT_ONCE)?;
+    tunnels.passed();
+    Ok(())
+}
+
+/// How many pings of those that are 20 ms apart may be lost around a new handshake.
+const FEW: u32 = 25;
+
+fn a_forgetful_peer(peer: WireGuard) -> Result {
+    let tunnels = Tunnels::connected("forgetful", [WireGuard::Znet, peer], Underlay::V4)?;
+    let [a, b] = &tunnels.devices;
+    let flows = [a.flow(&b.inner_v4(), 100)?, b.flow(&a.inner_v6(), 100)?];
+    let before = a.shown(b)?;
+    b.forgets(a)?;
+    b.meets(a, &Peering { endpoint: Some(Underlay::V4), keepalive: Some(1), ..Peering::default() })?;
+    for flow in flows {
+        let lost = flow.lost()?;
+        assert!(lost <= FEW, "{lost} of 100 pings were lost");
+    }
+    let after = a.shown(b)?;
+    assert!(after.handshake >= before.handshake && after.received > before.received, "{before:?} {after:?}");
+    tunnels.passed();
+    Ok(())
+}
+
+fn a_new_key(peer: WireGuard) -> Result {
+    let mut tunnels = Tunnels::connected("new-key", [WireGuard::Znet, peer], Underlay::V4)?;
+    let [a, b] = &mut tunnels.devices;
+    a.forgets(b)?;
+    // gotatun cannot change its key while its port stays the same.
+    b.change_key(&["listen-port", "0"])?;
+    a.meets(b, &Peering::default())?;
+    b.reaches(a.inner_v4(), AT_ONCE)?;
+    a.reaches(b.inner_v6(), AT_ONCE)?;
+    assert_eq!(a.peer_count()?, 1);
+    tunnels.passed();
+    Ok(())
+}
+
+fn a_roaming_peer(peer: WireGuard) -> Result {
+    const MOVED: u8 = 77;
+    for underlay in [Underlay::V4, Underlay::V6] {
+        let tunnels = Tunnels::connected("roaming", [WireGuard::Znet, peer], underlay)?;
+        let [a, b] = &tunnels.devices;
+        let length = if underlay == Underlay::V4 { 24 } else { 64 };
+        let address = |number| format!("{}/{length}", underlay.address(number));
+        b.host().remove_address("eth0", &address(b.number()))?;
+        b.host().add_address("eth0", &address(MOVED))?;
+        b.set(&["listen-port", "40000"])?;
+        b.wait_reaches(&a.inner_v4(), AT_ONCE)?;
+        let endpoint = a.shown(b)?.endpoint.map(|endpoint| endpoint.to_string());
+        assert_eq!(endpoint, Some(underlay.endpoint(MOVED, 40_000)));
+        a.reaches(b.inner_v6(), AT_ONCE)?;
+        tunnels.passed();
+    }
+    Ok(())
+}
+
+/// The first of the two sends keepalives; nothing else is sent.
+fn keepalives_flow(programs: [WireGuard; 2]) -> Result {
+    let tunnels = Tunnels::new("keepalive", programs)?;
+    let [keeps, hears] = &tunnels.devices;
+    let capture = hears.host().capture("eth0", "udp and src host 192.0.2.1")?;
+    hears.meets(keeps, &Peering::default())?;
+    keeps
+        .meets(hears, &Peering { endpoint: Some(Underlay::V4), keepalive: Some(1), ..Peering::default() })?;
+    wait_for_keepalives(&capture, 2)?;
+    let (here, there) = (keeps.shown(hears)?, hears.shown(keeps)?);
+    assert!(here.handshake > 0 && there.handshake > 0, "{here:?} {there:?}");
+    assert_eq!(here.keepalive, Some(1));
+    // Not every program counts keepalives.
+    if hears.program() == WireGuard::Znet {
+        assert!(there.received >= 148 + 2 * KEEPALIVE, "{there:?}");
+    } else {
+        assert!(here.sent >= 148 + 2 * KEEPALIVE, "{here:?}");
+    }
+    tunnels.passed();
+    Ok(())
+}
+
+/// Length of a keepalive in bytes: an empty packet in a data message.
+const KEEPALIVE: u64 = 32;
+
+fn wait_for_keepalives(capture: &Capture, count: usize) -> Result {
+    let timeout = Duration::from_secs(2 + count as u64);
+    let came = || {
+        let packets = outer_packets(capture.path()).ok()?;
+        let keepalives = packets.iter().filter(|packet| packet.len as u64 == KEEPALIVE);
+        (keepalives.count() >= count).then_some(())
+    };
+    Ok(probe::until("keepalives", timeout, came)?)
+}
+
+/// A device behind a NAT that forgets mappings after two seconds is reached from outside, long after it sent a packet of its own.
+fn behind_a_nat(client: WireGuard, server: WireGuard) -> Result {
+    let tunnels = Tunnels::new("nat", [server])?;
+    let [server] = &tunnels.devices;
+    let home = home_behind_nat(&tunnels.lab, &tunnels.switch)?;
+    let client = Device::start(&tunnels.lab, &home.host, 2, client)?;
+    let capture = server.host().capture("eth0", "udp and src host 192.0.2.9")?;
+    server.meets(&client, &Peering::default())?;
+    let to_server = Peering { endpoint: Some(Underlay::V4), keepalive: Some(1), ..Peering::default() };
+    client.meets(server, &to_server)?;
+    // Longer than the router remembers.
+    wait_for_keepalives(&capture, 4)?;
+    let endpoint = server.shown(&client)?.endpoint.expect("no endpoint was learned");
+    assert_eq!(endpoint.ip().to_string(), NAT_ADDRESS);
+    server.reaches(client.inner_v4(), AT_ONCE)?;
+    server.reaches(client.inner_v6(), AT_ONCE)?;
+    tunnels.passed();
+    Ok(())
+}
+
+#[test]
+fn three_different_peers_reach_each_other_through_znet_wg() -> Result {
+    let [boringtun, gotatun, wireguard_go] =
+        [WireGuard::Boringtun, WireGuard::Gotatun, WireGuard::WireguardGo];
+    let tunnels = Tunnels::new("hub", [WireGuard::Znet, boringtun, gotatun, wireguard_go])?;
+    let [hub, spokes @ ..] = &tunnels.devices;
+    hub.host().sysctl("net/ipv4/ip_forward", "1")?;
+    hub.host().sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    for spoke in spokes {
+        hub.meets(spoke, &Peering { endpoint: Some(Underlay::V6), ..Peering::default() })?;
+        let all = ["10.99.0.0/24", "fd99::/64"];
+        spoke.meets(hub, &Peering { endpoint: Some(Underlay::V6), allowed: &all, ..Peering::default() })?;
+    }
+    let servers: Vec<_> = spokes.iter().map(Device::serve_traffic).collect::<Result<_>>()?;
+    for from in spokes {
+        for to in spokes.iter().filter(|to| to.number() != from.number()) {
+            from.reaches(to.inner_v4(), AT_ONCE)?;
+            from.exchanges_stream(&to.inner_v6(), 500_000)?;
+        }
+    }
+    drop(servers);
+    tunnels.passed();
+    Ok(())
+}
