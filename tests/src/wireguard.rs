@@ -94,6 +94,20 @@ impl Tunnels<2> {
     }
 }
 
+/// Exchanges traffic of all kinds between two devices, begun by each of them, over both families.
+///
+/// # Errors
+/// What got lost or was changed on the way.
+pub fn exchange_all_traffic(a: &Device, b: &Device) -> Result {
+    let _servers = [a.serve_traffic()?, b.serve_traffic()?];
+    for (from, to) in [(a, b), (b, a)] {
+        for address in to.inner() {
+            from.exchanges_all_traffic(&address)?;
+        }
+    }
+    Ok(())
+}
+
 /// A host on the underlay, at the addresses of this number.
 ///
 /// # Errors

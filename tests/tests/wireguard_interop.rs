@@ -7,7 +7,7 @@ use netns_harness::{Capture, probe};
 use znet_tests::Result;
 use znet_tests::wireguard::{
     AT_ONCE, Device, LISTEN_PORT, Message, NAT_ADDRESS, Peering, Tunnels, Underlay, WireGuard,
-    home_behind_nat, outer_packets,
+    exchange_all_traffic, home_behind_nat, outer_packets,
 };
 
 /// Every case against every peer.
@@ -90,18 +90,12 @@ fn all_traffic_passes(programs: [WireGuard; 2], underlay: Underlay) -> Result {
     let [begins, answers] = &tunnels.devices;
     answers.meets(begins, &Peering::default())?;
     begins.meets(answers, &Peering { endpoint: Some(underlay), ..Peering::default() })?;
-    let servers = [begins.serve_traffic()?, answers.serve_traffic()?];
     begins.reaches(answers.inner_v4(), AT_ONCE)?;
     let learned = answers.shown(begins)?.endpoint.expect("no endpoint was learned");
     assert_eq!(learned.to_string(), underlay.endpoint(begins.number(), LISTEN_PORT));
-    for (from, to) in [(begins, answers), (answers, begins)] {
-        for address in to.inner() {
-            from.exchanges_all_traffic(&address)?;
-        }
-    }
+    exchange_all_traffic(begins, answers)?;
     let (here, there) = (begins.shown(answers)?, answers.shown(begins)?);
     assert!(here.handshake > 0 && there.handshake > 0, "{here:?} {there:?}");
-    drop(servers);
     tunnels.passed();
     Ok(())
 }
@@ -269,10 +263,10 @@ fn three_different_peers_reach_each_other_through_znet_wg() -> Result {
     let [hub, spokes @ ..] = &tunnels.devices;
     hub.host().sysctl("net/ipv4/ip_forward", "1")?;
     hub.host().sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    for spoke in spokes {
-        hub.meets(spoke, &Peering { endpoint: Some(Underlay::V6), ..Peering::default() })?;
+    for (spoke, underlay) in spokes.iter().zip([Underlay::V4, Underlay::V6, Underlay::V4]) {
+        hub.meets(spoke, &Peering { endpoint: Some(underlay), ..Peering::default() })?;
         let all = ["10.99.0.0/24", "fd99::/64"];
-        spoke.meets(hub, &Peering { endpoint: Some(Underlay::V6), allowed: &all, ..Peering::default() })?;
+        spoke.meets(hub, &Peering { endpoint: Some(underlay), allowed: &all, ..Peering::default() })?;
     }
     let servers: Vec<_> = spokes.iter().map(Device::serve_traffic).collect::<Result<_>>()?;
     for from in spokes {

@@ -15,13 +15,15 @@ PORT = 7000
 STREAM = 3_000_000
 # What one socket may have under way; below the least queue on the way.
 WINDOW = 32
-# Largest payload of a datagram that goes in one packet of 1,420 bytes over IPv4.
+# Largest payload of which all sizes up to it are tried: what goes in one packet of 1,420 bytes over IPv4.
 LARGEST = 1392
+# Most that one burst may hold.
+BURST = 60_000
 SO_RCVBUFFORCE = 33
 SOL_UDP = 17
 UDP_SEGMENT = 103
-# Size of a segment, and of all: equal segments, with and without a short one at the end.
-BURSTS = [(1000, 40_000), (1372, 45 * 1372), (1372, 20 * 1372 + 1), (100, 6_400), (512, 10_247), (1, 50)]
+IP_MTU = 14
+IPV6_MTU = 24
 PATIENCE = 10
 
 
@@ -124,18 +126,27 @@ def collect(udp, wanted, what):
         sys.exit(f"{what}: {len(got)} of {len(wanted)} came; sizes missing {missing}, sizes not sent {strange}")
 
 
-def ask_datagrams(udp):
-    sizes = list(range(LARGEST + 1))
+def ask_datagrams(udp, whole):
+    # The last ones go in fragments.
+    sizes = [*range(LARGEST + 1), whole - 1, whole, whole + 1, 3 * whole, 30_000]
     for at in range(0, len(sizes), WINDOW):
         wanted = [noise(size, size) for size in sizes[at : at + WINDOW]]
         for data in wanted:
             udp.send(data)
-        collect(udp, wanted, f"datagrams from {at} bytes on")
+        collect(udp, wanted, f"datagrams from {sizes[at]} bytes on")
 
 
-def ask_bursts(sockets):
-    """Bursts of several flows, one after the other and then received."""
-    for segment, size in BURSTS:
+def ask_bursts(sockets, whole):
+    """Bursts of several flows: equal segments with and without a short one at the end, sent one after the other and then received."""
+    most = min(45, BURST // whole)
+    for segment, size in [
+        (1000, 40_000),
+        (whole, most * whole),
+        (whole, most // 2 * whole + 1),
+        (100, 6_400),
+        (512, 10_247),
+        (1, 50),
+    ]:
         flows = [(udp, noise(f"{segment}-{at}", size)) for at, udp in enumerate(sockets)]
         for udp, data in flows:
             udp.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("H", segment))])
@@ -149,8 +160,12 @@ def ask(address):
     sockets = [udp_socket(family), udp_socket(family)]
     for udp in sockets:
         udp.connect((address, PORT))
-    ask_datagrams(sockets[0])
-    ask_bursts(sockets)
+    if family == socket.AF_INET6:
+        whole = sockets[0].getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) - 48
+    else:
+        whole = sockets[0].getsockopt(socket.IPPROTO_IP, IP_MTU) - 28
+    ask_datagrams(sockets[0], whole)
+    ask_bursts(sockets, whole)
     ask_stream(address, STREAM)
 
 
