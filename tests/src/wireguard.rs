@@ -59,6 +59,17 @@ impl<const N: usize> Tunnels<N> {
         Ok(Self { devices, switch, lab })
     }
 
+    /// From now on captures see each datagram by itself: a virtual cable passes batches of them on as they were sent.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn split_batches(&self) -> Result {
+        for device in &self.devices {
+            device.command("ip").args(["link", "set", "eth0", "gso_max_segs", "1"]).run()?;
+        }
+        Ok(())
+    }
+
     /// Says that all went well: no logs need to be kept.
     pub fn passed(&self) {
         self.lab.passed();

@@ -59,7 +59,7 @@ fn a_changed_private_key_is_used_at_once() -> Result {
     let [a, b] = &mut tunnels.devices;
     for _ in 0..3 {
         let old = a.public_key().to_owned();
-        a.change_key(&[])?;
+        a.change_key()?;
         b.set(&["peer", &old, "remove"])?;
         b.meets(a, &Peering { endpoint: Some(Underlay::V4), ..Peering::default() })?;
         a.reaches(b.inner_v4(), AT_ONCE)?;

@@ -213,6 +213,7 @@ fn seen_of_pings(from: &Device, to: &str, flags: &[&str]) -> Result<Vec<OuterPac
 fn outer_packets_tell_no_class_but_congestion_and_handshakes_have_a_class_of_their_own() -> Result {
     for underlay in [Underlay::V4, Underlay::V6] {
         let tunnels = Tunnels::new("tos", BOTH)?;
+        tunnels.split_batches()?;
         let [a, b] = &tunnels.devices;
         let capture = a.host().capture("eth0", "udp")?;
         for (device, other) in [(a, b), (b, a)] {
@@ -267,6 +268,7 @@ fn packets_are_padded_in_steps_of_sixteen_but_never_beyond_the_mtu() -> Result {
     // Headers of ICMP over IPv4; of a message around its packet; the device's MTU.
     let (headers, around, mtu) = (28, 32, 1_420);
     let tunnels = Tunnels::connected("padding", BOTH, Underlay::V4)?;
+    tunnels.split_batches()?;
     let [a, b] = &tunnels.devices;
     for payload in [0, 3, 4, 5, 19, 20, 21, 1_000, 1_379, 1_380, 1_381, 1_392] {
         let seen = seen_of_pings(a, &b.inner_v4(), &["-s", &payload.to_string()])?;

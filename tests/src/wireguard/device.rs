@@ -1,5 +1,8 @@
 //! A WireGuard device: a program on a host, its keys, and its addresses by its number.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -106,8 +109,8 @@ impl Device {
             command = command.env(name, value);
         }
         let process = command.spawn(self.program.name())?;
-        probe::until("the program to answer `wg show`", PATIENCE, || {
-            (self.show("listen-port").is_ok() || !process.is_running()).then_some(())
+        probe::until("the program to take requests", PATIENCE, || {
+            (self.listens() || !process.is_running()).then_some(())
         })?;
         ensure!(process.is_running(), "it ended at once: {}{}", process.stdout()?, process.stderr()?);
         self.process = Some(process);
@@ -256,13 +259,22 @@ impl Device {
         self.set(&["peer", &other.public_key, "remove"])
     }
 
-    /// Draws a new key for this device, and sets it with other settings at once. Who knows it by the old one has to be told.
+    /// Draws a new key for this device, and sets it. Who knows it by the old one has to be told.
     ///
     /// # Errors
     /// What `wg` said.
-    pub fn change_key(&mut self, also: &[&str]) -> Result {
+    pub fn change_key(&mut self) -> Result {
+        self.draw_key()?;
+        self.set_with_input(&["private-key", "/dev/stdin"], &self.private_key)
+    }
+
+    /// Draws a new key for this device, which it has from the next [`Device::launch`] on.
+    ///
+    /// # Errors
+    /// What `wg` said.
+    pub fn draw_key(&mut self) -> Result {
         (self.private_key, self.public_key) = new_keys(&self.host)?;
-        self.set_with_input(&[also, &["private-key", "/dev/stdin"]].concat(), &self.private_key)
+        Ok(())
     }
 
     /// Whether one ping to an address is answered within a time.
@@ -297,9 +309,22 @@ impl Device {
     /// A program could not be started.
     pub fn left_behind(&self) -> Result<[bool; 2]> {
         let link = self.command("ip").args(["link", "show", &self.ifname]).try_run()?.status.success();
-        let socket = format!("/run/wireguard/{}.sock", self.ifname);
-        let socket = self.command("test").args(["-e", &socket]).try_run()?.status.success();
+        let socket = self.command("test").args(["-e", &self.socket()]).try_run()?.status.success();
         Ok([link, socket])
+    }
+
+    fn socket(&self) -> String {
+        format!("/run/wireguard/{}.sock", self.ifname)
+    }
+
+    /// Whether its socket is listened at. `wg` is not asked, as it removes one that is bound and not listened at yet.
+    fn listens(&self) -> bool {
+        let directory = File::open(self.host.dir().join("run/wireguard"));
+        // By the descriptor, as the path to a lab can be longer than that of a socket may be.
+        directory.is_ok_and(|directory| {
+            let path = format!("/proc/self/fd/{}/{}.sock", directory.as_raw_fd(), self.ifname);
+            UnixStream::connect(path).is_ok()
+        })
     }
 }
 

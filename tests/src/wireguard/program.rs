@@ -41,9 +41,8 @@ impl WireGuard {
     /// Words before `-f NAME`, and the environment, by which it keeps its privileges and logs what a failed test needs.
     pub(super) fn settings(self) -> (&'static [&'static str], &'static [(&'static str, &'static str)]) {
         match self {
-            Self::Znet => (&[], &[]),
+            Self::Znet | Self::WireguardGo => (&[], &[("LOG_LEVEL", "verbose")]),
             Self::Boringtun | Self::Gotatun => (&["--disable-drop-privileges", "-v", "info"], &[]),
-            Self::WireguardGo => (&[], &[("LOG_LEVEL", "verbose")]),
         }
     }
 
