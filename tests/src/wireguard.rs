@@ -17,7 +17,7 @@ pub use device::{Device, LISTEN_PORT, Peering, Underlay};
 pub use program::WireGuard;
 pub use shown::PeerShown;
 pub use traffic::{Flow, TrafficServer};
-pub use wire::{Message, OuterPacket, outer_packets};
+pub use wire::{Message, OuterPacket, outer_packets, wait_for_packets};
 
 use crate::Result;
 

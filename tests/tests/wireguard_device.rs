@@ -35,6 +35,15 @@ fn all_traffic_passes_between_two_over_ipv6() -> Result {
 }
 
 #[test]
+fn all_traffic_passes_where_several_sockets_share_a_port() -> Result {
+    let tunnels = Tunnels::connected("wide", [WireGuard::ZnetWide, WireGuard::ZnetWide], Underlay::V4)?;
+    let [a, b] = &tunnels.devices;
+    exchange_all_traffic(a, b)?;
+    tunnels.passed();
+    Ok(())
+}
+
+#[test]
 fn an_mtu_that_is_changed_at_run_time_is_honoured() -> Result {
     let tunnels = Tunnels::connected("mtu", BOTH, Underlay::V4)?;
     let [a, b] = &tunnels.devices;

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use netns_harness::{Capture, Host, Process, probe};
+use netns_harness::{Capture, Host, Process};
 use znet_tests::Result;
 use znet_tests::wireguard::{
-    AT_ONCE, Device, LISTEN_PORT, Message, NAT_ADDRESS, Peering, Tunnels, Underlay, WireGuard,
-    exchange_all_traffic, home_behind_nat, outer_packets, underlay_host,
+    AT_ONCE, Device, LISTEN_PORT, Message, NAT_ADDRESS, OuterPacket, Peering, Tunnels, Underlay, WireGuard,
+    exchange_all_traffic, home_behind_nat, underlay_host, wait_for_packets,
 };
 
 /// Every case against every peer.
@@ -113,14 +113,10 @@ fn only_equal_preshared_keys(peer: WireGuard) -> Result {
         let (begins, answers) = if we_begin { (a, b) } else { (b, a) };
         assert!(!begins.pings(&answers.inner_v4(), Duration::from_secs(1))?);
         // Both tried, and it was the keys that were in the way.
-        capture.text()?;
-        let seen = outer_packets(capture.path())?;
-        let sent = |by: &Device, message| {
-            let source = Underlay::V4.address(by.number());
-            seen.iter().any(|packet| packet.message == message && packet.source.to_string() == source)
-        };
-        assert!(sent(begins, Message::Initiation) && sent(answers, Message::Response), "{seen:?}");
-        assert!(!sent(a, Message::Data), "{seen:?}");
+        let seen = wait_for_packets(&capture, AT_ONCE, |seen| {
+            has(seen, Message::Initiation, begins) && has(seen, Message::Response, answers)
+        })?;
+        assert!(!has(&seen, Message::Data, a), "{seen:?}");
         assert_eq!(begins.shown(answers)?.handshake, 0);
         a.forgets(b)?;
         a.meets(b, &with(Some(Underlay::V4), Some(&key)))?;
@@ -129,6 +125,12 @@ fn only_equal_preshared_keys(peer: WireGuard) -> Result {
         tunnels.passed();
     }
     Ok(())
+}
+
+/// Whether a device sent such a message, over IPv4.
+fn has(seen: &[OuterPacket], message: Message, by: &Device) -> bool {
+    let source = Underlay::V4.address(by.number());
+    seen.iter().any(|packet| packet.message == message && packet.source.to_string() == source)
 }
 
 fn new_preshared(device: &Device) -> Result<String> {
@@ -238,13 +240,10 @@ fn keepalives_flow(programs: [WireGuard; 2]) -> Result {
 const KEEPALIVE: u64 = 32;
 
 fn wait_for_keepalives(capture: &Capture, count: usize) -> Result {
-    let timeout = Duration::from_secs(3 * count as u64);
-    let came = || {
-        let packets = outer_packets(capture.path()).ok()?;
-        let keepalives = packets.iter().filter(|packet| packet.len as u64 == KEEPALIVE);
-        (keepalives.count() >= count).then_some(())
-    };
-    Ok(probe::until("keepalives", timeout, came)?)
+    wait_for_packets(capture, Duration::from_secs(3 * count as u64), |seen| {
+        seen.iter().filter(|packet| packet.len as u64 == KEEPALIVE).count() >= count
+    })?;
+    Ok(())
 }
 
 /// A device behind a NAT that forgets mappings after two seconds is reached from outside, long after it sent a packet of its own.
@@ -257,8 +256,8 @@ fn behind_a_nat(client: WireGuard, server: WireGuard) -> Result {
     server.meets(&client, &Peering::default())?;
     let to_server = Peering { endpoint: Some(Underlay::V4), keepalive: Some(1), ..Peering::default() };
     client.meets(server, &to_server)?;
-    // Longer than the router remembers.
-    wait_for_keepalives(&capture, 4)?;
+    // The last of these is sent when the router would have forgotten the first.
+    wait_for_keepalives(&capture, 3)?;
     let endpoint = server.shown(&client)?.endpoint.expect("no endpoint was learned");
     assert_eq!(endpoint.ip().to_string(), NAT_ADDRESS);
     server.reaches(client.inner_v4(), AT_ONCE)?;
@@ -322,13 +321,8 @@ fn flood(from: &Host, loaded: &Device) -> Result<Process> {
 
 /// Waits until a device has asked somebody for a proof of the address.
 fn wait_for_cookie(capture: &Capture, of: &Device) -> Result {
-    let source = Underlay::V4.address(of.number());
-    let came = || {
-        let packets = outer_packets(capture.path()).ok()?;
-        let mut cookies = packets.iter().filter(|packet| packet.message == Message::Cookie);
-        cookies.any(|packet| packet.source.to_string() == source).then_some(())
-    };
-    Ok(probe::until("a cookie", Duration::from_secs(10), came)?)
+    wait_for_packets(capture, Duration::from_secs(10), |seen| has(seen, Message::Cookie, of))?;
+    Ok(())
 }
 
 /// A retry of a handshake comes after 5 s at the earliest; there may have to be two.

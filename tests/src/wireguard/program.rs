@@ -19,6 +19,8 @@ const SYSTEM: &str = "/usr/sbin:/sbin";
 pub enum WireGuard {
     /// This project's.
     Znet,
+    /// This project's as on a machine of four processors: several sockets share a port, and several queues a device.
+    ZnetWide,
     /// `boringtun-cli`. It panics when a peer that it has is told anything: each peer can be set once only.
     Boringtun,
     /// `gotatun`.
@@ -31,7 +33,7 @@ impl WireGuard {
     /// Its program's name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Znet => "znet-wg",
+            Self::Znet | Self::ZnetWide => "znet-wg",
             Self::Boringtun => "boringtun-cli",
             Self::Gotatun => "gotatun",
             Self::WireguardGo => "wireguard-go",
@@ -42,6 +44,7 @@ impl WireGuard {
     pub(super) fn settings(self) -> (&'static [&'static str], &'static [(&'static str, &'static str)]) {
         match self {
             Self::Znet | Self::WireguardGo => (&[], &[("LOG_LEVEL", "verbose")]),
+            Self::ZnetWide => (&["--threads", "4"], &[("LOG_LEVEL", "verbose")]),
             Self::Boringtun | Self::Gotatun => (&["--disable-drop-privileges", "-v", "info"], &[]),
         }
     }
@@ -52,7 +55,7 @@ impl WireGuard {
     /// It is missing; the error says what helps.
     pub fn path(self) -> Result<PathBuf> {
         match self {
-            Self::Znet => match std::env::var_os(OURS) {
+            Self::Znet | Self::ZnetWide => match std::env::var_os(OURS) {
                 Some(path) => Ok(PathBuf::from(path)),
                 None => program(self.name()),
             },

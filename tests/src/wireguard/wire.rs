@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use netns_harness::{Capture, probe};
 
 use crate::Result;
 
@@ -39,10 +41,10 @@ const RECORD_HEADER: usize = 16;
 const ETHERNET: usize = 14;
 const UDP: usize = 8;
 
-/// Reads the messages out of a capture of an Ethernet interface that has ended. Of a fragmented datagram only the first fragment counts.
+/// Reads the messages out of a capture of an Ethernet interface. Of a fragmented datagram only the first fragment counts.
 ///
 /// # Errors
-/// The file cannot be read, or is none of tcpdump's.
+/// The file cannot be read, or is none of tcpdump's, or its last packet is being written.
 pub fn outer_packets(capture: &Path) -> Result<Vec<OuterPacket>> {
     let file = std::fs::read(capture)?;
     ensure!(file.starts_with(&[0xd4, 0xc3, 0xb2, 0xa1]), "{} is no pcap file", capture.display());
@@ -55,6 +57,23 @@ pub fn outer_packets(capture: &Path) -> Result<Vec<OuterPacket>> {
         rest = after;
     }
     Ok(packets)
+}
+
+/// Waits until a capture that runs has seen enough, and returns all that it has seen.
+///
+/// # Errors
+/// It does not, in time; the error tells what it has seen.
+pub fn wait_for_packets(
+    capture: &Capture,
+    timeout: Duration,
+    enough: impl Fn(&[OuterPacket]) -> bool,
+) -> Result<Vec<OuterPacket>> {
+    let seen = probe::until_ok("the capture to see enough", timeout, || {
+        let packets = outer_packets(capture.path())?;
+        ensure!(enough(&packets), "{packets:?}");
+        Ok::<_, anyhow::Error>(packets)
+    })?;
+    Ok(seen)
 }
 
 fn outer_packet(ip: &[u8]) -> Option<OuterPacket> {
