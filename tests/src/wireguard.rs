@@ -105,16 +105,23 @@ impl Tunnels<2> {
     }
 }
 
-/// Exchanges traffic of all kinds between two devices, begun by each of them, over both families.
+/// Exchanges traffic of all kinds between two devices, asked for by each of them, over both families.
 ///
 /// # Errors
 /// What got lost or was changed on the way.
 pub fn exchange_all_traffic(a: &Device, b: &Device) -> Result {
-    let _servers = [a.serve_traffic()?, b.serve_traffic()?];
-    for (from, to) in [(a, b), (b, a)] {
-        for address in to.inner() {
-            from.exchanges_all_traffic(&address)?;
-        }
+    ask_for_all_traffic(a, b)?;
+    ask_for_all_traffic(b, a)
+}
+
+/// Exchanges traffic of all kinds between two devices, asked for by the first of them, over both families.
+///
+/// # Errors
+/// What got lost or was changed on the way.
+pub fn ask_for_all_traffic(asks: &Device, answers: &Device) -> Result {
+    let _server = answers.serve_traffic()?;
+    for address in answers.inner() {
+        asks.exchanges_all_traffic(&address)?;
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use netns_harness::probe;
 use znet_tests::Result;
 use znet_tests::wireguard::{
-    AT_ONCE, Device, LISTEN_PORT, Peering, Tunnels, Underlay, WireGuard, exchange_all_traffic,
+    AT_ONCE, Device, LISTEN_PORT, Peering, Tunnels, Underlay, WireGuard, ask_for_all_traffic,
+    exchange_all_traffic,
 };
 
 const BOTH: [WireGuard; 2] = [WireGuard::Znet; 2];
@@ -56,7 +57,7 @@ fn an_mtu_that_is_changed_at_run_time_is_honoured() -> Result {
             let flags = ["-n", "-c", "3", "-i", "0.01", "-W", "2", "-M", "do", "-s"];
             a.command("ping").args(flags).arg(whole).arg(to).run()?;
         }
-        exchange_all_traffic(a, b)?;
+        ask_for_all_traffic(a, b)?;
     }
     tunnels.passed();
     Ok(())

@@ -9,7 +9,7 @@ use netns_harness::{Port, probe};
 use znet_tests::Result;
 use znet_tests::wireguard::{
     AT_ONCE, Device, LISTEN_PORT, Message, OuterPacket, Peering, Tunnels, Underlay, WireGuard,
-    exchange_all_traffic, home_behind_nat, outer_packets, wait_for_packets,
+    ask_for_all_traffic, exchange_all_traffic, home_behind_nat, outer_packets, wait_for_packets,
 };
 
 const BOTH: [WireGuard; 2] = [WireGuard::Znet; 2];
@@ -326,7 +326,7 @@ fn a_cable_behind_a_router_may_be_narrower_than_ours() -> Result {
         // The first ones may get lost, by which the kernel learns how narrow it is.
         let large = ["-n", "-c", "10", "-i", "0.1", "-W", "1", "-M", "do", "-s", "1392"];
         a.command("ping").args(large).arg(b.inner_v4()).run()?;
-        exchange_all_traffic(a, &b)?;
+        ask_for_all_traffic(a, &b)?;
         tunnels.passed();
     }
     Ok(())
