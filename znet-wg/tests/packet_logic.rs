@@ -11,7 +11,7 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use znet_core::id::ContainerId;
 use znet_core::key::PrivateKey;
 use znet_wg::control::{DeviceStats, Peer};
-use znet_wg::net::{Arrival, Device, Lane, Network, Outbox, OwnAddresses, Port, Read, Underlay};
+use znet_wg::net::{Arrival, Device, Lane, Network, Outbox, OwnAddresses, Path, Port, Read, Underlay};
 use znet_wg::offload::{Offloads, PADDING, VNET_LEN, VnetHeader};
 
 /// What a node sent and what it handed to its container.
@@ -75,7 +75,7 @@ impl Node {
     }
 
     fn hear(&mut self, from: SocketAddr, datagram: &[u8]) {
-        let arrival = Arrival { from, tos: 0, at: 0..datagram.len(), size: datagram.len() };
+        let arrival = Arrival { path: Path::to(from), tos: 0, at: 0..datagram.len(), size: datagram.len() };
         self.network.from_udp(datagram, &[arrival], &mut self.lane, Instant::now());
     }
 

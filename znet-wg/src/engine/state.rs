@@ -78,7 +78,7 @@ impl State {
         sockets: Vec<OwnedFd>,
     ) -> Result<(), String> {
         if let Some(served) = self.networks.get(&id) {
-            served.network.set_keepalive(keepalive);
+            served.network.set_keepalive(keepalive, &mut self.lane, Instant::now());
             return Ok(());
         }
         if self.networks.len() >= MAX_NETWORKS {

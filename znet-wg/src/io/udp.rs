@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::net::{Arrival, MAX_PACKET, Outbox, Run};
+use crate::net::{Arrival, MAX_PACKET, Outbox, Path, Run};
 
 /// Socket buffers in bytes: some 10 ms at 3 Gbit/s, for all peers together.
 const BUFFER: usize = 4 << 20;
@@ -25,12 +25,16 @@ const RUNS: usize = 16;
 pub const ARRIVALS: usize = 8;
 /// Room for one arrival.
 const ARRIVAL_LEN: usize = MAX_PACKET + 1;
-/// Room for a type of service and a segment length beside a datagram.
-const CONTROL_LEN: usize = 64;
+/// Room for a type of service, a segment length and an address of this host beside a datagram.
+const CONTROL_LEN: usize = 96;
 /// Destinations remembered as taking no `UDP_SEGMENT`; beyond that, none gets it.
 const MAX_REFUSALS: usize = 1_024;
 /// How long a full socket is waited for before what is to be sent is dropped, in milliseconds.
 const FULL_MILLIS: u16 = 10;
+
+/// What the kernel says of a source address that is this host's no more, or from which no route leads on.
+const SOURCE_GONE: [Errno; 4] =
+    [Errno::EINVAL, Errno::EADDRNOTAVAIL, Errno::ENETUNREACH, Errno::EHOSTUNREACH];
 
 /// Ancillary data, aligned as the kernel wants it.
 #[repr(C, align(8))]
@@ -125,6 +129,10 @@ impl Udp {
             true => set(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
             false => set(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
         };
+        let _ = match v4 {
+            true => set(socket.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+            false => set(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+        };
         // A tunnel's datagrams may be fragmented, and nobody may set this host's idea of a path's MTU by forged errors.
         let _ = match v4 {
             true => set(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
@@ -169,8 +177,8 @@ impl Udp {
     /// Sends those runs of the outbox that are for this socket's address family.
     pub fn send(&self, outbox: &Outbox) {
         let mut batch = SendBatch::default();
-        for (run, bytes) in outbox.runs().filter(|(run, _)| run.to.is_ipv4() == self.v4) {
-            if run.count > 1 && !self.takes_segments(&run.to) {
+        for (run, bytes) in outbox.runs().filter(|(run, _)| run.path.remote.is_ipv4() == self.v4) {
+            if run.count > 1 && !self.takes_segments(&run.path.remote) {
                 self.send_batch(&mut batch);
                 self.send_singly(run, bytes);
                 continue;
@@ -207,16 +215,25 @@ impl Udp {
         }
     }
 
-    /// A run could not be sent. If that may be because of `UDP_SEGMENT`, its datagrams are sent without it.
+    /// A run could not be sent. If that may be because its source address is this host's no more, it is sent from
+    /// another; if it may be because of `UDP_SEGMENT`, its datagrams are sent without it.
     fn refused(&self, run: &Run, bytes: &[u8], error: Errno) {
+        if run.path.local.is_some() && SOURCE_GONE.contains(&error) {
+            let mut elsewhere = run.clone();
+            elsewhere.path.local = None;
+            let mut batch = SendBatch::default();
+            batch.push(&elsewhere, bytes);
+            self.send_batch(&mut batch);
+            return;
+        }
         let by_segments = matches!(error, Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE | Errno::ENOPROTOOPT);
         if run.count > 1 && by_segments {
-            tracing::debug!(to = %run.to, %error, "UDP_SEGMENT is refused; datagrams go out one by one");
-            self.refuse(run.to.ip());
+            tracing::debug!(to = %run.path.remote, %error, "UDP_SEGMENT is refused; datagrams go out one by one");
+            self.refuse(run.path.remote.ip());
             self.send_singly(run, bytes);
             return;
         }
-        tracing::trace!(to = %run.to, %error, "datagrams were dropped");
+        tracing::trace!(to = %run.path.remote, %error, "datagrams were dropped");
         self.dropped.fetch_add(run.count as u64, Ordering::Relaxed);
     }
 
@@ -237,7 +254,7 @@ impl Udp {
 
     fn send_singly(&self, run: &Run, bytes: &[u8]) {
         for datagram in bytes.chunks(run.size.max(1)) {
-            let single = Run::single(run.to, run.tos, datagram.len());
+            let single = Run::single(run.path, run.tos, datagram.len());
             let mut batch = SendBatch::default();
             batch.push(&single, datagram);
             self.send_batch(&mut batch);
@@ -302,7 +319,7 @@ fn send_runs(fd: BorrowedFd<'_>, v4: bool, runs: &[Option<(&Run, &[u8])>]) -> Re
     let mut count = 0;
     let places = addresses.iter_mut().zip(&mut controls).zip(vectors.iter_mut().zip(&mut headers));
     for (((address, control), (vector, header)), (run, bytes)) in places.zip(runs.iter().flatten()) {
-        let address = address.insert(SockAddr::from(run.to));
+        let address = address.insert(SockAddr::from(run.path.remote));
         let mut used = 0;
         if run.tos != 0 {
             let (level, kind) =
@@ -312,6 +329,25 @@ fn send_runs(fd: BorrowedFd<'_>, v4: bool, runs: &[Option<(&Run, &[u8])>]) -> Re
         if run.count > 1 {
             let size = u16::try_from(run.size).unwrap_or(u16::MAX);
             used = put_control(control, used, libc::SOL_UDP, libc::UDP_SEGMENT, size.to_ne_bytes());
+        }
+        match run.path.local {
+            // struct in_pktinfo: interface, the address to send from, an address that is only read on receiving.
+            Some(IpAddr::V4(local)) if v4 => {
+                let mut info = [0; 12];
+                if let Some(room) = info.get_mut(4..8) {
+                    room.copy_from_slice(&local.octets());
+                }
+                used = put_control(control, used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            // struct in6_pktinfo: the address to send from, interface.
+            Some(IpAddr::V6(local)) if !v4 => {
+                let mut info = [0; 20];
+                if let Some(room) = info.get_mut(..16) {
+                    room.copy_from_slice(&local.octets());
+                }
+                used = put_control(control, used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+            }
+            _ => {}
         }
         vector.iov_base = bytes.as_ptr().cast_mut().cast();
         vector.iov_len = bytes.len();
@@ -393,9 +429,9 @@ impl Inbox {
             let Some(from) = address.as_socket() else { continue };
             let (start, length) = (number * ARRIVAL_LEN, header.msg_len as usize);
             let used = control.0.get(..header.msg_hdr.msg_controllen).unwrap_or_default();
-            let (tos, size) = read_control(used);
-            let size = size.unwrap_or(length);
-            self.arrivals.push(Arrival { from, tos, at: start..start + length, size });
+            let Beside { tos, size, local } = read_control(used);
+            let (path, size) = (Path { remote: from, local }, size.unwrap_or(length));
+            self.arrivals.push(Arrival { path, tos, at: start..start + length, size });
         }
         Ok(())
     }
@@ -411,9 +447,18 @@ impl Inbox {
     }
 }
 
-/// Type of service and segment length out of ancillary data.
-fn read_control(mut control: &[u8]) -> (u8, Option<usize>) {
-    let (mut tos, mut size) = (0, None);
+/// What is told beside a datagram.
+#[derive(Default)]
+struct Beside {
+    tos: u8,
+    /// The length of each datagram, when they are several.
+    size: Option<usize>,
+    /// The address of this host that it was sent to.
+    local: Option<IpAddr>,
+}
+
+fn read_control(mut control: &[u8]) -> Beside {
+    let mut beside = Beside::default();
     while let Some((length, rest)) = control.split_first_chunk::<{ size_of::<usize>() }>() {
         let length = usize::from_ne_bytes(*length);
         let header = size_of::<libc::cmsghdr>();
@@ -423,13 +468,23 @@ fn read_control(mut control: &[u8]) -> (u8, Option<usize>) {
         let number = || value.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
         match (i32::from_ne_bytes(*level), i32::from_ne_bytes(*kind)) {
             // IPv4 hands over one byte, IPv6 an int, of which the lowest byte counts.
-            (libc::IPPROTO_IP, libc::IP_TOS) => tos = value.first().copied().unwrap_or_default(),
-            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => tos = number().unwrap_or_default() as u8,
-            (libc::SOL_UDP, libc::UDP_GRO) => size = number().and_then(|size| usize::try_from(size).ok()),
+            (libc::IPPROTO_IP, libc::IP_TOS) => beside.tos = value.first().copied().unwrap_or_default(),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => beside.tos = number().unwrap_or_default() as u8,
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                beside.size = number().and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0);
+            }
+            // The address of this host that the datagram's route leads to, which is one to answer from.
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                let address = value.get(4..8).and_then(|bytes| bytes.first_chunk::<4>());
+                beside.local = address.map(|address| IpAddr::from(*address));
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                beside.local = value.first_chunk::<16>().map(|address| IpAddr::from(*address));
+            }
             _ => {}
         }
         let next = length.max(header).next_multiple_of(size_of::<usize>());
         control = control.get(next..).unwrap_or_default();
     }
-    (tos, size.filter(|size| *size > 0))
+    beside
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest as _, Mac as _};
 use blake2::{Blake2s256, Blake2sMac};
-use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use znet_core::id::ContainerId;
 use znet_core::key::{PresharedKey, PrivateKey, PublicKey};
@@ -19,8 +19,9 @@ use crate::offload::Offloads;
 
 /// The label of the key of `mac1` (white paper, section 5.4.4).
 const LABEL_MAC1: &[u8] = b"mac1----";
-/// Handshake messages a second that a device answers without asking for a cookie (white paper, section 5.3).
-const HANDSHAKES_BEFORE_COOKIES: u64 = 1_000;
+
+/// Size of a cookie reply (white paper, section 5.4.7).
+pub(super) const COOKIE_LEN: usize = 64;
 
 /// Where a device's packets come out: a TUN device, or a list in a test.
 pub trait Port: Send + Sync {
@@ -110,7 +111,21 @@ pub struct Device {
     private_key: PrivateKey,
     public_key: PublicKey,
     mac1_key: [u8; 32],
+    /// The one that `Tunn` asks. It admits everything: what may be processed is decided before.
     limiter: Arc<RateLimiter>,
+    /// The one that asks everybody for a proof of address.
+    cookies: Arc<RateLimiter>,
+}
+
+/// Whether a handshake message proves that its sender is where it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// It does.
+    Given,
+    /// It does not; a message of this many bytes asks for it.
+    Asked(usize),
+    /// It is not authentic.
+    Refused,
 }
 
 impl Device {
@@ -139,7 +154,8 @@ impl Device {
                 .chain_update(public_key.as_bytes())
                 .finalize()
                 .into(),
-            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES)),
+            limiter: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            cookies: Arc::new(RateLimiter::new(&public, 0)),
         }
     }
 
@@ -147,7 +163,7 @@ impl Device {
     pub(super) fn succeed(&mut self, old: &Self) {
         self.counters = old.counters.clone();
         if self.public_key == old.public_key {
-            self.limiter = old.limiter.clone();
+            self.cookies = old.cookies.clone();
         }
     }
 
@@ -183,10 +199,14 @@ impl Device {
         keyed.map_or([0; 16], |mac| mac.chain_update(message).finalize().into_bytes().into())
     }
 
-    /// Lets the count of handshakes begin anew when its second is over. The limiter is one for all sessions of the device, so
-    /// that its cookies hold for all of them.
-    pub(super) fn renew_limit(&self) {
-        self.limiter.reset_count();
+    /// Whether a handshake message has the MAC that only who received our last cookie can make (white paper, section 5.3).
+    /// If not, a cookie is written to `into`.
+    pub(super) fn proves_address(&self, from: IpAddr, datagram: &[u8], into: &mut [u8; COOKIE_LEN]) -> Proof {
+        match self.cookies.verify_packet(Some(from), datagram, into) {
+            Ok(_) => Proof::Given,
+            Err(TunnResult::WriteToNetwork(cookie)) => Proof::Asked(cookie.len()),
+            Err(_) => Proof::Refused,
+        }
     }
 
     /// boringtun's state for a session with a peer. Keepalives are the session's own.

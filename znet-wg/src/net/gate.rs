@@ -10,29 +10,65 @@ use znet_core::key::PublicKey;
 use super::early::{Early, Initiation};
 use crate::control::NetworkStats;
 
-/// Handshake initiations a second that one network looks at: each costs a keyed MAC for every local key, and a
-/// quarter of a millisecond when it is for one of them. A part is kept for endpoints that the directory knows.
+/// Handshake messages a second that one network processes: each costs a quarter of a millisecond. A part is kept for
+/// endpoints that the directory knows.
 pub const INITIATIONS_PER_SECOND: u32 = 2_000;
 /// Of these, what strangers' endpoints may use.
 const INITIATIONS_FROM_STRANGERS: u32 = 500;
+/// Beyond these, what may come from who proved to be where it says it is, which is asked of everybody then.
+const INITIATIONS_PROVED: u32 = 1_000;
+/// Keyed MACs a second that telling for which of the local keys a message is may cost, each a third of a microsecond.
+const MACS_PER_SECOND: u32 = 100_000;
 
-/// What initiations may still cost within the current second.
+/// Who sent a handshake message, as far as that is known before it is processed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// It came from an address where the directory has a peer.
+    Known,
+    /// It came from another.
+    Stranger,
+    /// It came from where it says.
+    Proved,
+}
+
+/// What handshake messages may still cost within the current second.
 struct Budget {
     since: Instant,
+    macs: u32,
     all: u32,
     strangers: u32,
+    proved: u32,
 }
 
 impl Budget {
-    fn admits(&mut self, known: bool, now: Instant) -> bool {
+    fn new(now: Instant) -> Self {
+        Self { since: now, macs: 0, all: 0, strangers: 0, proved: 0 }
+    }
+
+    fn begin_second(&mut self, now: Instant) {
         if now.duration_since(self.since) >= Duration::from_secs(1) {
-            *self = Self { since: now, all: 0, strangers: 0 };
+            *self = Self::new(now);
         }
-        if self.all >= INITIATIONS_PER_SECOND || (!known && self.strangers >= INITIATIONS_FROM_STRANGERS) {
-            return false;
+    }
+
+    fn admits_macs(&mut self, macs: u32, now: Instant) -> bool {
+        self.begin_second(now);
+        self.macs = self.macs.saturating_add(macs);
+        self.macs <= MACS_PER_SECOND
+    }
+
+    fn admits(&mut self, sender: Sender, now: Instant) -> bool {
+        self.begin_second(now);
+        let (all, strangers, proved) = (self.all, self.strangers, self.proved);
+        match sender {
+            Sender::Proved if proved < INITIATIONS_PROVED => self.proved += 1,
+            Sender::Known if all < INITIATIONS_PER_SECOND => self.all += 1,
+            Sender::Stranger if all < INITIATIONS_PER_SECOND && strangers < INITIATIONS_FROM_STRANGERS => {
+                self.all += 1;
+                self.strangers += 1;
+            }
+            _ => return false,
         }
-        self.all += 1;
-        self.strangers += u32::from(!known);
         true
     }
 }
@@ -49,7 +85,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            inner: Mutex::new((Budget { since: now, all: 0, strangers: 0 }, Early::new())),
+            inner: Mutex::new((Budget::new(now), Early::new())),
             drop_malformed: AtomicU64::new(0),
             drop_no_session: AtomicU64::new(0),
             drop_stranger: AtomicU64::new(0),
@@ -61,9 +97,14 @@ impl Gate {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more initiation may be looked at.
-    pub(super) fn admits(&self, known: bool, now: Instant) -> bool {
-        self.lock().0.admits(known, now)
+    /// Whether a message may be tried against so many local keys.
+    pub(super) fn admits_macs(&self, keys: usize, now: Instant) -> bool {
+        self.lock().0.admits_macs(u32::try_from(keys).unwrap_or(u32::MAX), now)
+    }
+
+    /// Whether one more handshake message may be processed.
+    pub(super) fn admits(&self, sender: Sender, now: Instant) -> bool {
+        self.lock().0.admits(sender, now)
     }
 
     /// Keeps an initiation whose sender is not known yet.

@@ -1,7 +1,6 @@
 //! Handshake messages: whose they are, and what they may cost. A key agreement takes a quarter of a millisecond, so no
 //! lock that packets of others need is held meanwhile.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,51 +10,83 @@ use boringtun::x25519;
 use znet_core::key::PublicKey;
 
 use super::Network;
-use super::device::{Device, count};
+use super::device::{COOKIE_LEN, Device, Proof, count};
 use super::early::INITIATION_LEN;
+use super::gate::Sender;
 use super::lane::Lane;
 use super::network::{Link, news};
+use super::outbox::Path;
 use super::session::Received;
 
 impl Network {
     /// Processes what peers sent before they were put. To be called once they are.
     pub fn welcome(&self, keys: &[PublicKey], lane: &mut Lane, now: Instant) {
         for initiation in self.gate.take(keys, now) {
-            self.handshake(initiation.from, &initiation.datagram, lane, now);
+            self.handshake(Path::to(initiation.from), &initiation.datagram, lane, now);
         }
     }
 
     /// A datagram that carries no packet came in.
-    pub(super) fn handshake(&self, from: SocketAddr, datagram: &[u8], lane: &mut Lane, now: Instant) {
-        let link = match Tunn::parse_incoming_packet(datagram) {
-            Ok(Packet::HandshakeInit(_)) => self.initiator(from, datagram, now),
+    pub(super) fn handshake(&self, path: Path, datagram: &[u8], lane: &mut Lane, now: Instant) {
+        let index = match Tunn::parse_incoming_packet(datagram) {
+            Ok(Packet::HandshakeInit(_)) => {
+                if let Some((link, device)) = self.initiator(path, datagram, lane, now) {
+                    self.answer(&link, &device, path, datagram, lane, now);
+                }
+                return;
+            }
             Ok(
                 Packet::HandshakeResponse(boringtun::noise::HandshakeResponse { receiver_idx, .. })
                 | Packet::PacketCookieReply(boringtun::noise::PacketCookieReply { receiver_idx, .. })
                 | Packet::PacketData(boringtun::noise::PacketData { receiver_idx, .. }),
-            ) => {
-                let found = self.read().links.get(&(receiver_idx >> 8)).cloned();
-                if found.is_none() {
-                    count(&self.gate.drop_no_session, 1);
-                }
-                found
-            }
+            ) => receiver_idx >> 8,
             Err(_) => {
                 count(&self.gate.drop_malformed, 1);
-                None
+                return;
             }
         };
-        let Some(link) = link else { return };
-        let Some(device) = self.device(link.device) else { return };
-        device.renew_limit();
-        self.answer(&link, &device, from, datagram, lane, now);
+        let found = {
+            let tables = self.read();
+            let link = tables.links.get(&index);
+            link.and_then(|link| Some((link.clone(), tables.devices.get(&link.device)?.device.clone())))
+        };
+        let Some((link, device)) = found else {
+            count(&self.gate.drop_no_session, 1);
+            return;
+        };
+        if self.admits(&device, path, datagram, lane, now) {
+            self.answer(&link, &device, path, datagram, lane, now);
+        }
+    }
+
+    /// Whether a message for this device may be processed. Beyond the budget only who proves to be where it says is, and
+    /// everybody else is asked for that.
+    fn admits(&self, device: &Device, path: Path, datagram: &[u8], lane: &mut Lane, now: Instant) -> bool {
+        let known = self.read().directory.knows_endpoint(&path.remote);
+        if self.gate.admits(if known { Sender::Known } else { Sender::Stranger }, now) {
+            return true;
+        }
+        let mut cookie = [0; COOKIE_LEN];
+        match device.proves_address(path.remote.ip(), datagram, &mut cookie) {
+            Proof::Given if self.gate.admits(Sender::Proved, now) => return true,
+            Proof::Asked(len) => {
+                if let Some(room) = lane.outbox.room().get_mut(..len) {
+                    room.copy_from_slice(cookie.get(..len).unwrap_or_default());
+                    lane.outbox.push(path, 0, len);
+                    self.flush(lane);
+                }
+            }
+            Proof::Given | Proof::Refused => {}
+        }
+        count(&self.gate.drop_budget, 1);
+        false
     }
 
     fn answer(
         &self,
         link: &Arc<Link>,
         device: &Device,
-        from: SocketAddr,
+        path: Path,
         datagram: &[u8],
         lane: &mut Lane,
         now: Instant,
@@ -65,7 +96,7 @@ impl Network {
         session.look_if_due(&mut lane.outbox, now);
         let Lane { arena, outbox, .. } = &mut *lane;
         // The arena is empty between bursts.
-        if session.receive(from, datagram, arena, outbox, now) == Received::Refused {
+        if session.receive(path, datagram, arena, outbox, now) == Received::Refused {
             count(&device.counters.drop_crypto, 1);
         }
         session.flush(&mut lane.outbox, now);
@@ -80,23 +111,17 @@ impl Network {
 
     /// Finds the session that an initiation is for, or makes it. Costs one keyed MAC a device, within the budget; nothing
     /// is kept of a stranger.
-    fn initiator(&self, from: SocketAddr, datagram: &[u8], now: Instant) -> Option<Arc<Link>> {
-        let known = self.read().directory.knows_endpoint(&from);
-        if datagram.len() != INITIATION_LEN || !self.gate.admits(known, now) {
-            count(&self.gate.drop_budget, 1);
+    fn initiator(
+        &self,
+        path: Path,
+        datagram: &[u8],
+        lane: &mut Lane,
+        now: Instant,
+    ) -> Option<(Arc<Link>, Arc<Device>)> {
+        let device = self.addressee(datagram, now)?;
+        if !self.admits(&device, path, datagram, lane, now) {
             return None;
         }
-        let (message, macs) = datagram.split_at_checked(INITIATION_LEN - 32)?;
-        let mac1 = macs.get(..16)?;
-        let device = {
-            let tables = self.read();
-            let mut devices = tables.devices.values().map(|local| &local.device);
-            devices.find(|device| device.mac1(message).as_slice() == mac1).cloned()
-        };
-        let Some(device) = device else {
-            count(&self.gate.drop_stranger, 1);
-            return None;
-        };
         let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
             return None;
         };
@@ -111,8 +136,8 @@ impl Network {
         };
         let Some(id) = id else {
             count(&self.gate.drop_stranger, 1);
-            if known {
-                self.gate.keep(key, from, datagram, now);
+            if self.read().directory.knows_endpoint(&path.remote) {
+                self.gate.keep(key, path.remote, datagram, now);
             }
             return None;
         };
@@ -121,8 +146,25 @@ impl Network {
                 count(&self.gate.drop_budget, 1);
                 None
             }
-            Some(link) => Some(link),
-            None => self.make_link(device.id, id, now),
+            Some(link) => Some((link, device)),
+            None => self.make_link(device.id, id, now).map(|link| (link, device)),
         }
+    }
+
+    /// The device for whose key an initiation is.
+    fn addressee(&self, datagram: &[u8], now: Instant) -> Option<Arc<Device>> {
+        let tables = self.read();
+        if datagram.len() != INITIATION_LEN || !self.gate.admits_macs(tables.devices.len(), now) {
+            count(&self.gate.drop_budget, 1);
+            return None;
+        }
+        let (message, macs) = datagram.split_at_checked(INITIATION_LEN - 32)?;
+        let mac1 = macs.get(..16)?;
+        let mut devices = tables.devices.values().map(|local| &local.device);
+        let found = devices.find(|device| device.mac1(message).as_slice() == mac1).cloned();
+        if found.is_none() {
+            count(&self.gate.drop_stranger, 1);
+        }
+        found
     }
 }

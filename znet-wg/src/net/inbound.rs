@@ -10,6 +10,7 @@ use super::Network;
 use super::device::{Device, count};
 use super::lane::{Delivery, Lane};
 use super::network::{Link, Tables, news};
+use super::outbox::Path;
 use super::packet::{Addresses, note_congestion};
 use super::session::{Look, Received, Session};
 
@@ -21,8 +22,8 @@ const DATA_LEN: usize = 32;
 /// What one receive call brought from one sender: a datagram, or several of one length (the last may be shorter).
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Who sent it.
-    pub from: SocketAddr,
+    /// Who sent it, and to which address of this host.
+    pub path: Path,
     /// The type of service, or traffic class, of the outer header.
     pub tos: u8,
     /// Where it lies in the batch's buffer.
@@ -45,7 +46,7 @@ enum Stop {
     /// The arena is full: deliver, and go on.
     Full,
     /// A message that is no packet: to be processed on its own.
-    Handshake(Range<usize>, SocketAddr),
+    Handshake(Range<usize>, Path),
 }
 
 /// The session of the datagrams before, which is likely that of the next.
@@ -84,8 +85,8 @@ impl Network {
             match stop {
                 Stop::Done => return,
                 Stop::Full => {}
-                Stop::Handshake(at, from) => {
-                    self.handshake(from, buffer.get(at).unwrap_or_default(), lane, now);
+                Stop::Handshake(at, path) => {
+                    self.handshake(path, buffer.get(at).unwrap_or_default(), lane, now);
                 }
             }
         }
@@ -116,7 +117,7 @@ impl Network {
             place.offset += end - start;
             let Some(index) = data_index(datagram) else {
                 release(held, lane, now);
-                return Stop::Handshake(start..end, arrival.from);
+                return Stop::Handshake(start..end, arrival.path);
             };
             if held.as_ref().is_none_or(|held| held.link.index != index) {
                 release(held.take(), lane, now);
@@ -168,7 +169,7 @@ impl Held<'_> {
     ) {
         let start = lane.filled;
         let Some(into) = lane.arena.get_mut(start..) else { return };
-        let len = match self.session.receive(arrival.from, datagram, into, &mut lane.outbox, now) {
+        let len = match self.session.receive(arrival.path, datagram, into, &mut lane.outbox, now) {
             Received::Packet(len) => len,
             Received::Nothing => return,
             Received::Refused => {

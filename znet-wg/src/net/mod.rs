@@ -35,6 +35,6 @@ pub use inbound::Arrival;
 pub use lane::Lane;
 pub use network::{MAX_SESSIONS_PER_DEVICE, Network, Underlay};
 pub use outbound::Read;
-pub use outbox::{MAX_RUN, MAX_SEGMENTS, Outbox, Run};
+pub use outbox::{MAX_RUN, MAX_SEGMENTS, Outbox, Path, Run};
 pub use packet::{Addresses, MAX_PACKET};
 pub use session::{Look, PeerState, Received, Session};

@@ -166,14 +166,28 @@ impl Network {
     }
 
     /// Sends keepalives this often from now on.
-    pub fn set_keepalive(&self, keepalive: Option<u16>) {
-        let mut tables = self.write();
-        tables.keepalive = keepalive;
-        let tables = &*tables;
-        for link in tables.links.values() {
-            let own = tables.directory.peer(link.peer).and_then(DirectoryEntry::keepalive);
-            link.lock().set_keepalive(own.or(keepalive));
+    pub fn set_keepalive(&self, keepalive: Option<u16>, lane: &mut Lane, now: Instant) {
+        let links: Vec<(Arc<Link>, Option<u16>)> = {
+            let mut tables = self.write();
+            tables.keepalive = keepalive;
+            let tables = &*tables;
+            let interval = |link: &Link| tables.keepalive_of(tables.directory.peer(link.peer)?);
+            tables.links.values().map(|link| (link.clone(), interval(link))).collect()
+        };
+        for (link, interval) in links {
+            self.follow_keepalive(&link, interval, lane, now);
         }
+    }
+
+    /// A link's interval may be another now. One that had none begins at once.
+    fn follow_keepalive(&self, link: &Link, interval: Option<u16>, lane: &mut Lane, now: Instant) {
+        let mut session = link.lock();
+        if session.set_keepalive(interval) {
+            session.send_keepalive(&mut lane.outbox, now);
+        }
+        lane.schedule(link, &mut session, now);
+        drop(session);
+        self.flush(lane);
     }
 
     /// The device of a container.
@@ -265,10 +279,19 @@ impl Network {
     }
 
     /// Changes a peer, or adds it. Its sessions live on, unless its preshared key changed.
-    pub fn update_peer(&self, key: &PublicKey, update: PeerUpdate) {
-        let mut tables = self.write();
-        let changed = tables.directory.update(key, update);
-        tables.follow(changed);
+    pub fn update_peer(&self, key: &PublicKey, update: PeerUpdate, lane: &mut Lane, now: Instant) {
+        let links: Vec<(Arc<Link>, Option<u16>)> = {
+            let mut tables = self.write();
+            let changed = tables.directory.update(key, update);
+            tables.follow(changed);
+            let entry = tables.directory.peer(changed.id);
+            let interval = entry.and_then(|entry| tables.keepalive_of(entry));
+            let of = |local: &Local| local.links.get(&changed.id).map(|link| (link.clone(), interval));
+            tables.devices.values().filter_map(of).collect()
+        };
+        for (link, interval) in links {
+            self.follow_keepalive(&link, interval, lane, now);
+        }
     }
 
     /// Whether the directory has a peer.
@@ -421,11 +444,9 @@ impl Tables {
         let Some(entry) = self.directory.peer(changed.id) else { return };
         for local in self.devices.values() {
             let Some(link) = local.links.get(&changed.id) else { continue };
-            let mut session = link.lock();
             if changed.moved {
-                session.set_endpoint(entry.endpoint(0));
+                link.lock().set_endpoint(entry.endpoint(0));
             }
-            session.set_keepalive(self.keepalive_of(entry));
         }
     }
 }

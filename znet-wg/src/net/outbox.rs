@@ -3,7 +3,7 @@
 //! Datagrams of one destination that have the same length (the last may be shorter) lie behind each other, which is what
 //! `UDP_SEGMENT` (udp(7)) asks for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 /// Most datagrams in a run: the kernel's own bound before Linux 6.1 (UDP_MAX_SEGMENTS).
@@ -13,11 +13,28 @@ pub const MAX_RUN: usize = 65_507;
 /// Room for what one read of a TUN device becomes, several times over.
 const CAPACITY: usize = 256 << 10;
 
-/// Datagrams to one destination, all of one length but for the last.
+/// The way of a datagram on the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Where it goes to, or came from: an endpoint of a peer.
+    pub remote: SocketAddr,
+    /// The address of this host that it leaves from, or came to; without it, the kernel chooses. A peer that asked at one
+    /// address of several is answered from there, as another would not pass its NAT.
+    pub local: Option<IpAddr>,
+}
+
+impl Path {
+    /// To an endpoint, from whatever address the kernel chooses.
+    pub fn to(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
+
+/// Datagrams on one path, all of one length but for the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Where they go.
-    pub to: SocketAddr,
+    pub path: Path,
     /// The type of service, or traffic class, of the outer header.
     pub tos: u8,
     /// The length of each but the last, in bytes.
@@ -59,18 +76,18 @@ impl Outbox {
     }
 
     /// The first `len` bytes of [`Self::room`] are a datagram.
-    pub fn push(&mut self, to: SocketAddr, tos: u8, len: usize) {
+    pub fn push(&mut self, path: Path, tos: u8, len: usize) {
         let end = self.used + len;
         if end > self.buffer.len() {
             return;
         }
         match self.runs.last_mut() {
-            Some(run) if run.takes(to, tos, len) => {
+            Some(run) if run.takes(path, tos, len) => {
                 run.count += 1;
                 run.closed = len < run.size;
                 run.range.end = end;
             }
-            _ => self.runs.push(Run { to, tos, size: len, count: 1, range: self.used..end, closed: false }),
+            _ => self.runs.push(Run { path, tos, size: len, count: 1, range: self.used..end, closed: false }),
         }
         self.used = end;
     }
@@ -82,7 +99,9 @@ impl Outbox {
 
     /// The datagrams, in order.
     pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.runs().flat_map(|(run, bytes)| bytes.chunks(run.size.max(1)).map(|datagram| (run.to, datagram)))
+        self.runs().flat_map(|(run, bytes)| {
+            bytes.chunks(run.size.max(1)).map(|datagram| (run.path.remote, datagram))
+        })
     }
 
     /// Forgets all.
@@ -94,13 +113,13 @@ impl Outbox {
 
 impl Run {
     /// One datagram alone.
-    pub fn single(to: SocketAddr, tos: u8, len: usize) -> Self {
-        Self { to, tos, size: len, count: 1, range: 0..len, closed: true }
+    pub fn single(path: Path, tos: u8, len: usize) -> Self {
+        Self { path, tos, size: len, count: 1, range: 0..len, closed: true }
     }
 
-    fn takes(&self, to: SocketAddr, tos: u8, len: usize) -> bool {
+    fn takes(&self, path: Path, tos: u8, len: usize) -> bool {
         !self.closed
-            && self.to == to
+            && self.path == path
             && self.tos == tos
             && len <= self.size
             && self.count < MAX_SEGMENTS
@@ -127,7 +146,7 @@ mod tests {
                 }
                 let to = SocketAddr::from(([192, 0, 2, 1], port));
                 outbox.room()[..len].fill(number as u8);
-                outbox.push(to, tos, len);
+                outbox.push(Path::to(to), tos, len);
                 pushed.push((to, vec![number as u8; len]));
             }
             for (run, bytes) in outbox.runs() {

@@ -22,15 +22,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::{Tunn, TunnResult};
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Path};
 use super::packet::outer_tos;
 
 /// How long a packet of ours may go unanswered before a handshake is started (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 const UNANSWERED_FOR: Duration = Duration::from_secs(15);
 /// When a packet of the peer that we had nothing to send back for is answered by an empty one (KEEPALIVE_TIMEOUT).
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
-/// When an initiation is sent again (REKEY_TIMEOUT).
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// When an initiation is sent again (REKEY_TIMEOUT), and a moment more, as `Tunn` reads the clock for itself.
+const RETRY_AFTER: Duration = Duration::from_millis(5_020);
 /// Sessions younger than this need no rekey, so that `Tunn` may be kept from seeing the time for a while.
 const NO_REKEY_BEFORE: Duration = Duration::from_secs(115);
 /// Initiations that may be open before a working session would be pushed out of `Tunn`'s ring of eight.
@@ -105,8 +105,8 @@ pub enum Received {
 /// The session with one peer.
 pub struct Session {
     tunn: Box<Tunn>,
-    /// Where to send to.
-    endpoint: Option<SocketAddr>,
+    /// Where to send to, and from where.
+    path: Option<Path>,
     /// Handshakes sent in a row without an answer: which of the endpoints is tried.
     attempt: usize,
     keepalive: Option<Duration>,
@@ -137,7 +137,7 @@ impl Session {
     pub fn new(tunn: Tunn, endpoint: Option<SocketAddr>, keepalive: Option<u16>, now: Instant) -> Self {
         Self {
             tunn: Box::new(tunn),
-            endpoint,
+            path: endpoint.map(Path::to),
             attempt: 0,
             keepalive: interval(keepalive),
             began: now,
@@ -163,17 +163,19 @@ impl Session {
 
     /// Where packets go.
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+        self.path.map(|path| path.remote)
     }
 
     /// Sends to another place from now on.
     pub fn set_endpoint(&mut self, endpoint: Option<SocketAddr>) {
-        self.endpoint = endpoint;
+        self.path = endpoint.map(Path::to);
     }
 
-    /// Sends an empty packet when nothing was sent or received for so many seconds.
-    pub fn set_keepalive(&mut self, seconds: Option<u16>) {
-        self.keepalive = interval(seconds);
+    /// Sends an empty packet when nothing was sent or received for so many seconds. Returns whether it did not at all
+    /// before.
+    pub fn set_keepalive(&mut self, seconds: Option<u16>) -> bool {
+        let before = std::mem::replace(&mut self.keepalive, interval(seconds));
+        before.is_none() && self.keepalive.is_some()
     }
 
     /// How many handshakes in a row went unanswered.
@@ -189,7 +191,7 @@ impl Session {
     /// What the session is now.
     pub fn state(&self) -> PeerState {
         PeerState {
-            endpoint: self.endpoint,
+            endpoint: self.endpoint(),
             last_handshake: self.established.map(|(_, at)| at),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
@@ -226,11 +228,11 @@ impl Session {
         }
     }
 
-    /// Processes a datagram for this session that came from `from`. A packet for the container is written to `into`, which
+    /// Processes a datagram for this session that came by `path`. A packet for the container is written to `into`, which
     /// has at least as many bytes as the datagram.
     pub fn receive(
         &mut self,
-        from: SocketAddr,
+        path: Path,
         datagram: &[u8],
         into: &mut [u8],
         out: &mut Outbox,
@@ -240,7 +242,7 @@ impl Session {
             return Received::Refused;
         }
         let kind = datagram.first().copied().unwrap_or_default();
-        let received = match self.tunn.decapsulate(Some(from.ip()), datagram, into) {
+        let received = match self.tunn.decapsulate(Some(path.remote.ip()), datagram, into) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 Received::Packet(packet.len())
             }
@@ -248,7 +250,7 @@ impl Session {
             TunnResult::WriteToNetwork(answer) => {
                 let (is_cookie, len) = (answer.first() == Some(&3), answer.len());
                 // The answer goes where the question came from: an initiation does not prove where its sender is.
-                self.answer(from, kind, into.get(..len).unwrap_or_default(), out, now);
+                self.answer(path, kind, into.get(..len).unwrap_or_default(), out, now);
                 if is_cookie {
                     return Received::Nothing;
                 }
@@ -263,16 +265,16 @@ impl Session {
             1 => self.unconfirmed = self.unconfirmed.saturating_add(1),
             2 => {
                 self.receiver = index_at(datagram, 8);
-                self.confirm(from, now);
+                self.confirm(path, now);
             }
             4 => {
                 let receiver = index_at(datagram, 4);
                 if receiver != self.receiver {
                     self.receiver = receiver;
-                    self.confirm(from, now);
+                    self.confirm(path, now);
                 }
                 // Only now has the peer proved, freshly, that it is there.
-                self.endpoint = Some(from);
+                self.path = Some(path);
             }
             _ => {}
         }
@@ -405,8 +407,7 @@ impl Session {
     /// what is overdue from being asked for without a pause.
     pub fn schedule(&mut self, now: Instant) -> Option<Instant> {
         let deadline = self.deadline();
-        let quick = self.retry_at == Some(deadline);
-        let at = if quick { deadline } else { deadline.max(now) + GRAIN };
+        let at = if deadline > now { deadline } else { now + GRAIN };
         if self.scheduled.is_some_and(|scheduled| scheduled <= at) {
             return None;
         }
@@ -441,22 +442,22 @@ impl Session {
     }
 
     /// A session is established: the peer answered our handshake, or used the keys of its own.
-    fn confirm(&mut self, from: SocketAddr, now: Instant) {
+    fn confirm(&mut self, path: Path, now: Instant) {
         self.established = Some((now, SystemTime::now()));
         self.handshakes += 1;
         self.unconfirmed = 0;
         self.attempt = 0;
         self.handshaking = false;
         self.retry_at = None;
-        self.endpoint = Some(from);
+        self.path = Some(path);
         self.flush_wanted = true;
     }
 
-    fn answer(&mut self, to: SocketAddr, question: u8, bytes: &[u8], out: &mut Outbox, now: Instant) {
+    fn answer(&mut self, path: Path, question: u8, bytes: &[u8], out: &mut Outbox, now: Instant) {
         if let Some(room) = out.room().get_mut(..bytes.len()) {
             room.copy_from_slice(bytes);
             // A response, or the empty packet that confirms one.
-            out.push(to, if question == 1 { HANDSHAKE_TOS } else { 0 }, bytes.len());
+            out.push(path, if question == 1 { HANDSHAKE_TOS } else { 0 }, bytes.len());
             self.tx_bytes += bytes.len() as u64;
             self.last_sent = Some(now);
         }
@@ -464,10 +465,10 @@ impl Session {
 
     fn transmit(&mut self, len: usize, tos: u8, out: &mut Outbox, now: Instant) -> bool {
         self.last_sent = Some(now);
-        let Some(endpoint) = self.endpoint else { return false };
+        let Some(path) = self.path else { return false };
         self.owed = None;
         self.tx_bytes += len as u64;
-        out.push(endpoint, tos, len);
+        out.push(path, tos, len);
         true
     }
 }

@@ -47,7 +47,7 @@ impl Underlay for Sockets {
         // The first of each family: several share a port to receive, and each of them could send.
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         for v4 in [true, false] {
-            if outbox.runs().any(|(run, _)| run.to.is_ipv4() == v4)
+            if outbox.runs().any(|(run, _)| run.path.remote.is_ipv4() == v4)
                 && let Some(udp) = bound.iter().find(|udp| udp.is_v4() == v4)
             {
                 udp.send(outbox);

@@ -149,6 +149,10 @@ impl Standalone {
         let shares = (self.plane.workers() / 2).max(1);
         let options = Options { fwmark: self.fwmark.unwrap_or_default(), share: shares > 1 };
         let mut chosen = port;
+        if options.share {
+            // Somebody else who shares the port in the same way would be let in: it must be free to begin with.
+            (chosen, _) = udp::bind(port, Options { share: false, ..options })?;
+        }
         let mut ports = Vec::new();
         for _ in 0..shares {
             let (port, sockets) = udp::bind(chosen, options)?;
@@ -168,7 +172,7 @@ impl Standalone {
         Ok(())
     }
 
-    fn set_peer(&self, peer: SetPeer) {
+    fn set_peer(&mut self, peer: SetPeer) {
         let key = &peer.public_key;
         if peer.remove {
             self.network.remove_peer(key);
@@ -177,23 +181,24 @@ impl Standalone {
         if peer.update_only && !self.network.has_peer(key) {
             return;
         }
-        let update = PeerUpdate {
+        let mut update = PeerUpdate {
             replace_allowed: peer.replace_allowed_ips,
             endpoints: peer.endpoint.map(|endpoint| vec![endpoint]),
             preshared: peer.preshared_key,
             keepalive: peer.persistent_keepalive,
             ..PeerUpdate::default()
         };
-        self.network.update_peer(key, update);
-        // In runs of what is given and what is taken, so that the order of the request holds.
+        // In runs of what is given and what is taken, so that the order of the request holds; the first of them together with
+        // the rest, so that no packet finds a peer that has lost its addresses and not yet got the new ones.
         for run in peer.allowed_ips.chunk_by(|a, b| a.remove == b.remove) {
             let nets: Vec<IpNet> = run.iter().map(|allowed| allowed.net).collect();
-            let update = match run.first().is_some_and(|first| first.remove) {
-                true => PeerUpdate { disallow: nets, ..PeerUpdate::default() },
-                false => PeerUpdate { allow: nets, ..PeerUpdate::default() },
-            };
-            self.network.update_peer(key, update);
+            match run.first().is_some_and(|first| first.remove) {
+                true => update.disallow = nets,
+                false => update.allow = nets,
+            }
+            self.network.update_peer(key, std::mem::take(&mut update), &mut self.lane, Instant::now());
         }
+        self.network.update_peer(key, update, &mut self.lane, Instant::now());
     }
 }
 
