@@ -18,48 +18,54 @@ const SPARSE: usize = 4_096;
 /// Classes that flows are sorted into; two flows in one class share a fate, and keep their order.
 const CLASSES: usize = 64;
 
-/// How long packets of one TUN queue wait, as CoDel looks at it.
+/// How long packets of one TUN queue wait, as CoDel looks at it: in the queue, and then for those before them.
 #[derive(Debug)]
 pub(super) struct Backlog {
+    /// Since when what is read now may have waited.
+    since: Instant,
     /// When nothing waited any more.
     empty_at: Instant,
     /// When something will be done, as packets wait too long now.
     act_at: Option<Instant>,
     /// Marks and drops since waits became too long.
     acts: u32,
+    act_next: bool,
 }
 
 impl Backlog {
     pub(super) fn new(now: Instant) -> Self {
-        Self { empty_at: now, act_at: None, acts: 0 }
+        Self { since: now, empty_at: now, act_at: None, acts: 0, act_next: false }
     }
 
-    /// A read of all that waits begins; returns whether one of its packets is to be marked or dropped.
+    /// A read of all that waits begins, after a wait for it or not; returns whether one of its packets is to be marked or
+    /// dropped.
     pub(super) fn begin(&mut self, now: Instant, idle: bool) -> bool {
         // What is read now came after the queue was last seen empty; after a sleep, a moment ago.
-        let waited = if idle { Duration::ZERO } else { now.duration_since(self.empty_at) };
-        if waited < TARGET {
-            self.act_at = None;
-            self.acts = self.acts.saturating_sub(self.acts / 4 + 1);
-            return false;
-        }
-        match self.act_at {
-            None => {
-                self.act_at = Some(now + self.pause());
-                false
-            }
-            Some(at) if now < at => false,
-            Some(at) => {
-                self.acts += 1;
-                self.act_at = Some(at + self.pause());
-                true
-            }
-        }
+        self.since = if idle { now } else { self.empty_at };
+        std::mem::take(&mut self.act_next)
     }
 
     /// Everything that waited was read.
     pub(super) fn emptied(&mut self, now: Instant) {
         self.empty_at = now;
+    }
+
+    /// Everything that was read is sent.
+    pub(super) fn done(&mut self, now: Instant) {
+        if now.duration_since(self.since) < TARGET {
+            self.act_at = None;
+            self.acts = self.acts.saturating_sub(self.acts / 4 + 1);
+            return;
+        }
+        match self.act_at {
+            None => self.act_at = Some(now + self.pause()),
+            Some(at) if now < at => {}
+            Some(_) => {
+                self.acts += 1;
+                self.act_next = true;
+                self.act_at = Some(now + self.pause());
+            }
+        }
     }
 
     /// The more often it had to be done, the sooner again: CoDel's control law.
@@ -115,23 +121,30 @@ mod tests {
         let start = Instant::now();
         let mut backlog = Backlog::new(start);
         let at = |millis: u64| start + Duration::from_millis(millis);
-        // Every two milliseconds there is something that waited for two.
+        // Every two milliseconds there is something for the next two.
         let acts = |backlog: &mut Backlog, from: u64, to: u64| {
-            (from..to)
-                .step_by(2)
-                .filter(|millis| {
-                    let act = backlog.begin(at(*millis), false);
-                    backlog.emptied(at(*millis));
-                    act
-                })
-                .count()
+            let turn = |millis: &u64| {
+                let act = backlog.begin(at(*millis), true);
+                backlog.emptied(at(*millis));
+                backlog.done(at(*millis + 2));
+                act
+            };
+            (from..to).step_by(2).filter(turn).count()
         };
-        assert_eq!(acts(&mut backlog, 2, 20), 0, "a burst");
+        assert_eq!(acts(&mut backlog, 0, 20), 0, "a burst");
         let first = acts(&mut backlog, 20, 120);
         let second = acts(&mut backlog, 120, 220);
         assert!(first >= 3 && second > first, "{first} {second}");
-        assert!(!backlog.begin(at(230), true), "the queue was empty");
-        assert_eq!(acts(&mut backlog, 232, 236), 0, "a new burst");
+        backlog.begin(at(230), true);
+        backlog.done(at(230));
+        backlog.begin(at(231), true);
+        backlog.done(at(231));
+        assert_eq!(acts(&mut backlog, 232, 238), 0, "a new burst");
+        // Packets that came while others were encrypted waited for those.
+        backlog.emptied(at(300));
+        backlog.begin(at(302), false);
+        backlog.done(at(302));
+        assert!(backlog.act_at.is_some());
     }
 
     #[test]

@@ -205,6 +205,7 @@ fn drain_tun(source: &TunSource, buffers: &mut Buffers, idle: bool) -> Result<()
         source.network.from_tun(source.device, packets, batch, lane, Instant::now());
         rest = after;
     }
+    source.backlog().done(Instant::now());
     outcome
 }
 
