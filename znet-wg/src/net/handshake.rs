@@ -100,6 +100,8 @@ impl Network {
             count(&device.counters.drop_crypto, 1);
         }
         session.flush(&mut lane.outbox, now);
+        // Before anybody else may use the session: a packet that overtook the response would find no session there.
+        self.send(lane);
         lane.schedule(link, &mut session, now);
         count(&device.counters.handshakes, session.handshakes() - handshakes);
         if let Some(endpoint) = news(before, &session, handshakes) {

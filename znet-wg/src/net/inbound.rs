@@ -111,16 +111,16 @@ impl Network {
             }
             let datagram = buffer.get(start..end).unwrap_or_default();
             if lane.arena.len() - lane.filled < datagram.len().max(256) {
-                release(held, lane, now);
+                self.release(held, lane, now);
                 return Stop::Full;
             }
             place.offset += end - start;
             let Some(index) = data_index(datagram) else {
-                release(held, lane, now);
+                self.release(held, lane, now);
                 return Stop::Handshake(start..end, arrival.path);
             };
             if held.as_ref().is_none_or(|held| held.link.index != index) {
-                release(held.take(), lane, now);
+                self.release(held.take(), lane, now);
                 held = hold(tables, index, lane);
             }
             match &mut held {
@@ -128,8 +128,34 @@ impl Network {
                 None => count(&self.gate.drop_no_session, 1),
             }
         }
-        release(held, lane, now);
+        self.release(held, lane, now);
         Stop::Done
+    }
+
+    /// Lets go of a session after a run of datagrams.
+    fn release(&self, held: Option<Held<'_>>, lane: &mut Lane, now: Instant) {
+        let Some(mut held) = held else { return };
+        if held.session.wants_flush() {
+            held.session.flush(&mut lane.outbox, now);
+            // Before anybody else may use the session, so that what waited is not overtaken by what comes now.
+            self.send(lane);
+        }
+        // It received something just now, so it is not the time to find that it expired.
+        let _: Look = held.session.look_if_due(&mut lane.outbox, now);
+        lane.schedule(held.link, &mut held.session, now);
+        if let Some(endpoint) = news(held.before, &held.session, held.handshakes) {
+            lane.learned.push((held.link.peer, endpoint));
+        }
+        let counters = &held.device.counters;
+        count(&counters.handshakes, held.session.handshakes() - held.handshakes);
+        count(&counters.drop_malformed, held.sums.malformed);
+        count(&counters.drop_source, held.sums.source);
+        count(&counters.drop_destination, held.sums.destination);
+        count(&counters.drop_crypto, held.sums.crypto);
+        let packets = held.first_packet..lane.packets.len();
+        if !packets.is_empty() {
+            lane.deliveries.push(Delivery { device: held.device.clone(), packets, bytes: held.sums.bytes });
+        }
     }
 
     /// Hands to the devices what lies in the arena.
@@ -215,27 +241,6 @@ fn hold<'t>(tables: &'t Tables, index: u32, lane: &Lane) -> Option<Held<'t>> {
         first_packet: lane.packets.len(),
         sums: Sums::default(),
     })
-}
-
-fn release(held: Option<Held<'_>>, lane: &mut Lane, now: Instant) {
-    let Some(mut held) = held else { return };
-    held.session.flush(&mut lane.outbox, now);
-    // It received something just now, so it is not the time to find that it expired.
-    let _: Look = held.session.look_if_due(&mut lane.outbox, now);
-    lane.schedule(held.link, &mut held.session, now);
-    if let Some(endpoint) = news(held.before, &held.session, held.handshakes) {
-        lane.learned.push((held.link.peer, endpoint));
-    }
-    let counters = &held.device.counters;
-    count(&counters.handshakes, held.session.handshakes() - held.handshakes);
-    count(&counters.drop_malformed, held.sums.malformed);
-    count(&counters.drop_source, held.sums.source);
-    count(&counters.drop_destination, held.sums.destination);
-    count(&counters.drop_crypto, held.sums.crypto);
-    let packets = held.first_packet..lane.packets.len();
-    if !packets.is_empty() {
-        lane.deliveries.push(Delivery { device: held.device.clone(), packets, bytes: held.sums.bytes });
-    }
 }
 
 /// The number of the session that a datagram with a packet in it is for; boringtun's eight bits of the index are left out.

@@ -415,12 +415,17 @@ impl Network {
         }
     }
 
-    /// Sends what waits, schedules what is due, and notes what was learned. To be called without any lock.
-    pub(super) fn flush(&self, lane: &mut Lane) {
+    /// Sends what waits.
+    pub(super) fn send(&self, lane: &mut Lane) {
         if !lane.outbox.is_empty() {
             self.underlay.send(&lane.outbox);
             lane.outbox.clear();
         }
+    }
+
+    /// Sends what waits, schedules what is due, and notes what was learned. To be called without any lock.
+    pub(super) fn flush(&self, lane: &mut Lane) {
+        self.send(lane);
         if !lane.due.is_empty()
             && let Some(earliest) = self.schedule.add(&mut lane.due)
         {
