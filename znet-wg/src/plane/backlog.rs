@@ -13,6 +13,8 @@ use crate::net::Read;
 const TARGET: Duration = Duration::from_millis(1);
 /// For how long they may wait longer before something is done (CoDel's interval): some round trips between neighbours.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// What is no more than this is no queue, however long the processor had other things to do, in bytes.
+const STANDING: usize = 64 << 10;
 /// A flow with no more bytes than this in what waits goes first.
 const SPARSE: usize = 4_096;
 /// Classes that flows are sorted into; two flows in one class share a fate, and keep their order.
@@ -37,11 +39,10 @@ impl Backlog {
         Self { since: now, empty_at: now, act_at: None, acts: 0, act_next: false }
     }
 
-    /// A read of all that waits begins, after a wait for it or not; returns whether one of its packets is to be marked or
-    /// dropped.
-    pub(super) fn begin(&mut self, now: Instant, idle: bool) -> bool {
-        // What is read now came after the queue was last seen empty; after a sleep, a moment ago.
-        self.since = if idle { now } else { self.empty_at };
+    /// A read of all that waits begins; none of it came before `earliest`, when the worker last looked. Returns whether one
+    /// of its packets is to be marked or dropped.
+    pub(super) fn begin(&mut self, earliest: Instant) -> bool {
+        self.since = self.empty_at.max(earliest);
         std::mem::take(&mut self.act_next)
     }
 
@@ -50,9 +51,9 @@ impl Backlog {
         self.empty_at = now;
     }
 
-    /// Everything that was read is sent.
-    pub(super) fn done(&mut self, now: Instant) {
-        if now.duration_since(self.since) < TARGET {
+    /// Everything that was read, so many bytes, is sent.
+    pub(super) fn done(&mut self, bytes: usize, now: Instant) {
+        if bytes < STANDING || now.duration_since(self.since) < TARGET {
             self.act_at = None;
             self.acts = self.acts.saturating_sub(self.acts / 4 + 1);
             return;
@@ -124,9 +125,9 @@ mod tests {
         // Every two milliseconds there is something for the next two.
         let acts = |backlog: &mut Backlog, from: u64, to: u64| {
             let turn = |millis: &u64| {
-                let act = backlog.begin(at(*millis), true);
+                let act = backlog.begin(at(*millis));
                 backlog.emptied(at(*millis));
-                backlog.done(at(*millis + 2));
+                backlog.done(STANDING, at(*millis + 2));
                 act
             };
             (from..to).step_by(2).filter(turn).count()
@@ -135,16 +136,18 @@ mod tests {
         let first = acts(&mut backlog, 20, 120);
         let second = acts(&mut backlog, 120, 220);
         assert!(first >= 3 && second > first, "{first} {second}");
-        backlog.begin(at(230), true);
-        backlog.done(at(230));
-        backlog.begin(at(231), true);
-        backlog.done(at(231));
+        backlog.begin(at(230));
+        backlog.done(STANDING, at(230));
         assert_eq!(acts(&mut backlog, 232, 238), 0, "a new burst");
         // Packets that came while others were encrypted waited for those.
         backlog.emptied(at(300));
-        backlog.begin(at(302), false);
-        backlog.done(at(302));
+        backlog.begin(at(280));
+        backlog.done(STANDING, at(302));
         assert!(backlog.act_at.is_some());
+        // But a few packets are no queue, even where the processor is busy with something else.
+        backlog.begin(at(280));
+        backlog.done(1_000, at(400));
+        assert!(backlog.act_at.is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -28,6 +28,8 @@ const READ_BYTES: usize = 1 << 20;
 const EVENTS: usize = 64;
 /// Most batches of a socket before the others have their turn.
 const ROUNDS: usize = 4;
+/// A call that takes longer than this had to wait for something to be ready.
+const WAITED: Duration = Duration::from_micros(20);
 /// The descriptor by which the worker that keeps the time is woken.
 const CLOCK: u64 = 0;
 
@@ -47,6 +49,8 @@ pub(super) struct Buffers {
     spare: Vec<Read>,
     /// The clock asks to be run.
     nudged: bool,
+    /// When the worker looked for packets the time before.
+    looked_before: Instant,
 }
 
 impl Default for Buffers {
@@ -58,6 +62,7 @@ impl Default for Buffers {
             reads: Vec::with_capacity(READS),
             spare: Vec::with_capacity(READS),
             nudged: true,
+            looked_before: Instant::now(),
         }
     }
 }
@@ -110,7 +115,7 @@ impl Worker {
     /// Moves packets for as long as the process lives.
     pub(super) fn run(&self, mut buffers: Buffers) {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut look_at = None;
+        let (mut look_at, mut looked) = (None, Instant::now());
         loop {
             if let Some(clock) = &self.clock {
                 let now = Instant::now();
@@ -120,13 +125,17 @@ impl Worker {
                 }
             }
             let sleep = sleep_until(look_at);
-            // Whether it had to wait for what is ready.
-            let now = self.epoll.wait(&mut events, EpollTimeout::ZERO);
-            let idle = now == Ok(0);
-            match if idle { self.epoll.wait(&mut events, sleep) } else { now } {
+            let asked = Instant::now();
+            let outcome = self.epoll.wait(&mut events, sleep);
+            let now = Instant::now();
+            // What is ready now was not when it last looked. If it had to wait, it was not until a moment ago.
+            let waited = now.duration_since(asked) > WAITED;
+            let before = std::mem::replace(&mut looked, now);
+            buffers.looked_before = if waited { now } else { before };
+            match outcome {
                 Ok(ready) => {
                     for event in events.iter().take(ready) {
-                        self.serve(event.data(), &mut buffers, idle);
+                        self.serve(event.data(), &mut buffers);
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -139,7 +148,7 @@ impl Worker {
         }
     }
 
-    fn serve(&self, id: u64, buffers: &mut Buffers, idle: bool) {
+    fn serve(&self, id: u64, buffers: &mut Buffers) {
         if id == CLOCK {
             if let Some(clock) = &self.clock {
                 let _ = clock.event().read();
@@ -150,7 +159,7 @@ impl Worker {
         let source = self.sources().get(&id).cloned();
         match source {
             Some(Source::Tun(source)) => {
-                if let Err(error) = drain_tun(&source, buffers, idle) {
+                if let Err(error) = drain_tun(&source, buffers) {
                     tracing::info!(container = %source.device, %error, "the TUN device is gone");
                     self.remove(id, &*source.tun);
                     source.note_gone();
@@ -170,10 +179,10 @@ fn sleep_until(at: Option<Instant>) -> EpollTimeout {
 }
 
 /// Reads what waits, and sends what becomes of it.
-fn drain_tun(source: &TunSource, buffers: &mut Buffers, idle: bool) -> Result<(), Errno> {
-    let Buffers { lane, packets, reads, spare, .. } = buffers;
+fn drain_tun(source: &TunSource, buffers: &mut Buffers) -> Result<(), Errno> {
+    let Buffers { lane, packets, reads, spare, looked_before, .. } = buffers;
     reads.clear();
-    let mut congested = source.backlog().begin(Instant::now(), idle);
+    let mut congested = source.backlog().begin(*looked_before);
     let mut used = 0;
     let mut outcome = Ok(());
     while reads.len() < READS && used < READ_BYTES {
@@ -205,7 +214,7 @@ fn drain_tun(source: &TunSource, buffers: &mut Buffers, idle: bool) -> Result<()
         source.network.from_tun(source.device, packets, batch, lane, Instant::now());
         rest = after;
     }
-    source.backlog().done(Instant::now());
+    source.backlog().done(used, Instant::now());
     outcome
 }
 
