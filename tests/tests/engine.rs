@@ -157,3 +157,31 @@ fn resident(pid: u32) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
+
+#[test]
+fn a_quiet_link_loses_nothing_beside_others_of_its_node() -> Result {
+    let mut world = World::new("quiet-links")?;
+    let spec = NetworkSpec { name: "acme", prefixes: &["10.77.0.0/16"], rest: None };
+    let token = world.controller.create_network(&spec)?;
+    let (n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
+    let here = ["a", "b", "c", "d"].map(|name| n1.attach("acme", name));
+    let here: Vec<Member> = here.into_iter().collect::<Result<_>>()?;
+    let there = n2.attach("acme", "e")?;
+    there.reaches_all(&here, FIRST_PACKET)?;
+    // All at once, so that every worker has several devices to serve, and each device little.
+    let pings: Vec<_> = here
+        .iter()
+        .map(|member| {
+            let to = member.v6()?.to_string();
+            let args = ["-n", "-q", "-i", "0.02", "-c", "100", "-W", "5", &to];
+            Ok(there.command("ping").args(args).spawn("ping")?)
+        })
+        .collect::<Result<_>>()?;
+    for ping in &pings {
+        ping.wait(Duration::from_secs(30))?;
+        let said = ping.stdout()?;
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    }
+    world.passed();
+    Ok(())
+}
