@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use znet_core::id::ContainerId;
@@ -67,11 +67,15 @@ struct Node {
 
 impl Node {
     fn read(&mut self, device: u8, packet: &[u8]) {
+        self.read_at(device, packet, Instant::now());
+    }
+
+    fn read_at(&mut self, device: u8, packet: &[u8], now: Instant) {
         let mut buffer = packet.to_vec();
         buffer.resize(packet.len() + PADDING, 0xff);
         let read = Read { header: VnetHeader::default(), at: 0..packet.len(), congested: false };
         let device = ContainerId::new(device.into());
-        self.network.from_tun(device, &mut buffer, &[read], &mut self.lane, Instant::now());
+        self.network.from_tun(device, &mut buffer, &[read], &mut self.lane, now);
     }
 
     fn hear(&mut self, from: SocketAddr, datagram: &[u8]) {
@@ -186,6 +190,17 @@ fn a_packet_that_waited_at_the_responder_goes_out_with_the_confirmation() {
     run(&mut nodes, |_| false);
     assert_eq!(nodes[0].out.delivered(), vec![packet(2, 1, b"from two")]);
     assert_eq!(nodes[1].out.delivered(), vec![packet(1, 2, b"from one")]);
+}
+
+#[test]
+fn the_packet_that_finds_its_session_expired_makes_the_next_one() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"a");
+    run(&mut nodes, |_| false);
+    let (before, later) = (nodes[0].stats(1), Instant::now() + Duration::from_secs(300));
+    nodes[0].read_at(1, &packet(1, 2, b"b"), later);
+    assert_eq!(nodes[0].out.first().len(), 148, "a handshake begins");
+    assert_eq!(nodes[0].stats(1).tx_packets, before.tx_packets + 1);
 }
 
 #[test]

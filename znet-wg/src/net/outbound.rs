@@ -94,6 +94,9 @@ impl Network {
             stops = if stopped_at == Some(rest.len()) { stops + 1 } else { 0 };
             stopped_at = Some(rest.len());
             if stops == MAX_STOPS {
+                if let Some(device) = self.device(id) {
+                    count(&device.counters.drop_sessions, 1);
+                }
                 rest = rest.get(1..).unwrap_or_default();
                 continue;
             }
