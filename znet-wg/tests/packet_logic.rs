@@ -71,11 +71,20 @@ impl Node {
     }
 
     fn read_at(&mut self, device: u8, packet: &[u8], now: Instant) {
-        let mut buffer = packet.to_vec();
-        buffer.resize(packet.len() + PADDING, 0xff);
-        let read = Read { header: VnetHeader::default(), at: 0..packet.len(), congested: false };
+        self.read_all(device, &[packet.to_vec()], now);
+    }
+
+    /// Packets that were read in one batch.
+    fn read_all(&mut self, device: u8, packets: &[Vec<u8>], now: Instant) {
+        let (mut buffer, mut reads) = (Vec::new(), Vec::new());
+        for packet in packets {
+            let at = buffer.len()..buffer.len() + packet.len();
+            buffer.extend_from_slice(packet);
+            buffer.resize(at.end + PADDING, 0xff);
+            reads.push(Read { header: VnetHeader::default(), at, congested: false });
+        }
         let device = ContainerId::new(device.into());
-        self.network.from_tun(device, &mut buffer, &[read], &mut self.lane, now);
+        self.network.from_tun(device, &mut buffer, &reads, &mut self.lane, now);
     }
 
     fn hear(&mut self, from: SocketAddr, datagram: &[u8]) {
@@ -201,6 +210,20 @@ fn the_packet_that_finds_its_session_expired_makes_the_next_one() {
     nodes[0].read_at(1, &packet(1, 2, b"b"), later);
     assert_eq!(nodes[0].out.first().len(), 148, "a handshake begins");
     assert_eq!(nodes[0].stats(1).tx_packets, before.tx_packets + 1);
+}
+
+#[test]
+fn a_small_packet_at_the_end_of_a_large_batch_is_sent() {
+    let mut nodes = pair();
+    send(&mut nodes[0], 1, 2, b"a");
+    run(&mut nodes, |_| false);
+    // An outbox of 256 KiB has room for a small packet behind these, but not for a handshake.
+    let mut batch = vec![packet(1, 2, &[0; 1_400]); 180];
+    batch.extend([packet(1, 2, &[0; 620]), packet(1, 2, b"small")]);
+    nodes[0].read_all(1, &batch, Instant::now());
+    assert_eq!(nodes[0].stats(1).drop_full, 0);
+    run(&mut nodes, |_| false);
+    assert_eq!(nodes[1].out.delivered().last(), Some(&packet(1, 2, b"small")));
 }
 
 #[test]

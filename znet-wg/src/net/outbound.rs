@@ -13,7 +13,7 @@ use super::directory::PeerId;
 use super::lane::Lane;
 use super::network::{Link, Local, Tables};
 use super::packet::{Addresses, CE, note_congestion};
-use super::session::{Look, Session};
+use super::session::{Look, Session, room_for};
 use crate::offload::{PADDING, VnetHeader, split};
 
 /// How often one packet may have the tables changed for it.
@@ -203,7 +203,7 @@ impl Network {
                 sums.full += 1;
                 return;
             }
-            if lane.outbox.free() < segment.padded.len() + super::session::OVERHEAD {
+            if lane.outbox.free() < room_for(segment.padded.len()) {
                 // More than a whole buffer out of one batch: rare enough to send with the session locked.
                 self.underlay.send(&lane.outbox);
                 lane.outbox.clear();

@@ -53,7 +53,7 @@ const QUICK_RETRIES: [Duration; 4] = [
 /// Size of a handshake initiation, and the least room that `Tunn` asks for.
 const HANDSHAKE_LEN: usize = 148;
 /// What a datagram has more than the packet in it.
-pub(super) const OVERHEAD: usize = 32;
+const OVERHEAD: usize = 32;
 /// Handshakes are marked as AF41, as the kernel's are, so that a queue prefers them.
 pub(super) const HANDSHAKE_TOS: u8 = 0x88;
 
@@ -207,7 +207,7 @@ impl Session {
     /// Encrypts a packet of the container, padded or not, into the outbox; before there are keys it waits in a short queue
     /// while a handshake is made. `false` when it was dropped: there was no room, or nowhere to send it.
     pub fn send(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        if out.free() < (packet.len() + OVERHEAD).max(HANDSHAKE_LEN) {
+        if out.free() < room_for(packet.len()) {
             return false;
         }
         match self.tunn.encapsulate(packet, out.room()) {
@@ -471,6 +471,11 @@ impl Session {
         out.push(path, tos, len);
         true
     }
+}
+
+/// Bytes of an outbox that [`Session::send`] asks for: a packet may begin a handshake.
+pub(super) fn room_for(packet: usize) -> usize {
+    (packet + OVERHEAD).max(HANDSHAKE_LEN)
 }
 
 fn interval(seconds: Option<u16>) -> Option<Duration> {
