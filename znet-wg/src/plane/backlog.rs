@@ -39,11 +39,15 @@ impl Backlog {
         Self { since: now, empty_at: now, act_at: None, acts: 0, act_next: false }
     }
 
-    /// A read of all that waits begins; none of it came before `earliest`, when the worker last looked. Returns whether one
-    /// of its packets is to be marked or dropped.
-    pub(super) fn begin(&mut self, earliest: Instant) -> bool {
+    /// A read of all that waits begins; none of it came before `earliest`, when the worker last looked.
+    pub(super) fn begin(&mut self, earliest: Instant) {
         self.since = self.empty_at.max(earliest);
-        std::mem::take(&mut self.act_next)
+    }
+
+    /// Whether one of the packets that were read, so many bytes, is to be marked or dropped. What comes once the queue
+    /// is gone does not pay for it.
+    pub(super) fn acts_on(&mut self, bytes: usize) -> bool {
+        std::mem::take(&mut self.act_next) && bytes >= STANDING
     }
 
     /// Everything that waited was read.
@@ -125,7 +129,8 @@ mod tests {
         // Every two milliseconds there is something for the next two.
         let acts = |backlog: &mut Backlog, from: u64, to: u64| {
             let turn = |millis: &u64| {
-                let act = backlog.begin(at(*millis));
+                backlog.begin(at(*millis));
+                let act = backlog.acts_on(STANDING);
                 backlog.emptied(at(*millis));
                 backlog.done(STANDING, at(*millis + 2));
                 act
@@ -144,7 +149,10 @@ mod tests {
         backlog.begin(at(280));
         backlog.done(STANDING, at(302));
         assert!(backlog.act_at.is_some());
-        // But a few packets are no queue, even where the processor is busy with something else.
+        // What comes when the queue is gone is left alone.
+        backlog.act_next = true;
+        assert!(!backlog.acts_on(1_000) && !backlog.acts_on(STANDING));
+        // And a few packets are no queue, even where the processor is busy with something else.
         backlog.begin(at(280));
         backlog.done(1_000, at(400));
         assert!(backlog.act_at.is_none());

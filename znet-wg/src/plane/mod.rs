@@ -1,10 +1,11 @@
 //! The threads that move packets, of an engine and of a stand-alone device alike.
 //!
 //! Every source of packets, a TUN queue or a socket, belongs to one of the workers, so packets of one flow never overtake each
-//! other. TUN devices are given out from the first worker on and sockets from the last, so that the two directions of a
-//! lone device go through two cores. The first worker keeps the time for all networks.
+//! other. Sources begin together and move apart when they are too much for one core ([`balance`]). The first worker keeps the
+//! time for all networks.
 
 mod backlog;
+mod balance;
 mod clock;
 mod sockets;
 mod worker;
@@ -77,17 +78,26 @@ impl TunSource {
 /// A source that is watched, to end that by.
 #[derive(Debug)]
 pub struct Token {
-    worker: usize,
-    weight: usize,
+    home: usize,
+    kind: Kind,
     id: u64,
+}
+
+/// What is counted of a source when a home is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tun,
+    Port,
+    /// A further socket of a port that was counted.
+    Socket,
 }
 
 /// The threads that move packets.
 pub struct Plane {
     workers: Vec<Arc<Worker>>,
     clock: Arc<Clock>,
-    /// Queues and ports that each worker has.
-    loads: Mutex<Vec<usize>>,
+    /// TUN queues, and ports, of which each worker is the home.
+    homes: Mutex<Vec<(usize, usize)>>,
 }
 
 impl Plane {
@@ -100,21 +110,22 @@ impl Plane {
         let clock = Arc::new(Clock::new()?);
         let count = threads.clamp(1, MAX_WORKERS);
         let workers: Vec<Arc<Worker>> = (0..count)
-            .map(|number| Worker::new((number == 0).then(|| clock.clone())).map(Arc::new))
+            .map(|number| Worker::new(number, (number == 0).then(|| clock.clone())).map(Arc::new))
             .collect::<io::Result<_>>()?;
+        let all: Arc<[Arc<Worker>]> = workers.clone().into();
         let (running, started) = std::sync::mpsc::channel();
         for (number, worker) in workers.iter().enumerate() {
-            let (worker, running) = (worker.clone(), running.clone());
+            let (worker, running, all) = (worker.clone(), running.clone(), all.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let lane = worker::Buffers::default();
                 let _ = running.send(());
-                worker.run(lane);
+                worker.run(lane, &all);
             })?;
         }
         for _ in 0..count {
             let _ = started.recv();
         }
-        Ok(Self { workers, clock, loads: Mutex::new(vec![0; count]) })
+        Ok(Self { workers, clock, homes: Mutex::new(vec![(0, 0); count]) })
     }
 
     /// Who wakes the networks' sessions in time.
@@ -132,8 +143,8 @@ impl Plane {
     /// # Errors
     /// The operating system's: the descriptor cannot be watched.
     pub fn watch_tun(&self, source: Arc<TunSource>) -> io::Result<Token> {
-        let worker = self.least_loaded(|worker| worker);
-        self.watch(worker, 1, worker::Source::Tun(source))
+        let home = self.home(|(tuns, _)| tuns);
+        self.watch(home, Kind::Tun, worker::Source::Tun(source))
     }
 
     /// Moves what comes in on a port from now on. Its sockets go to one worker.
@@ -141,40 +152,43 @@ impl Plane {
     /// # Errors
     /// The operating system's: a descriptor cannot be watched.
     pub fn watch_port(&self, sockets: &[Arc<Udp>], network: &Arc<Network>) -> io::Result<Vec<Token>> {
-        let worker = self.least_loaded(std::cmp::Reverse);
+        let home = self.home(|(_, ports)| ports);
         let source = |udp: &Arc<Udp>| worker::Source::Udp(udp.clone(), network.clone());
-        // All sockets of a port together are one load: a peer uses one of them.
-        let weights = std::iter::once(1).chain(std::iter::repeat(0));
-        sockets.iter().zip(weights).map(|(udp, weight)| self.watch(worker, weight, source(udp))).collect()
+        let kinds = std::iter::once(Kind::Port).chain(std::iter::repeat(Kind::Socket));
+        sockets.iter().zip(kinds).map(|(udp, kind)| self.watch(home, kind, source(udp))).collect()
     }
 
     /// Moves nothing of this source any more. What is under way ends by itself.
     pub fn unwatch(&self, token: &Token, fd: &impl AsFd) {
-        if let Some(worker) = self.workers.get(token.worker) {
-            worker.remove(token.id, fd);
-        }
-        if let Some(load) = self.loads().get_mut(token.worker) {
-            *load = load.saturating_sub(token.weight);
+        // Wherever it is now.
+        worker::remove(&self.workers, token.id, fd);
+        self.count(token.home, token.kind, |count| count.saturating_sub(1));
+    }
+
+    fn watch(&self, home: usize, kind: Kind, source: worker::Source) -> io::Result<Token> {
+        let worker = self.workers.get(home).ok_or(io::ErrorKind::NotFound)?;
+        let id = worker.add(source)?;
+        self.count(home, kind, |count| count + 1);
+        Ok(Token { home, kind, id })
+    }
+
+    fn homes(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, home: usize, kind: Kind, change: impl Fn(usize) -> usize) {
+        let mut homes = self.homes();
+        match (homes.get_mut(home), kind) {
+            (Some((tuns, _)), Kind::Tun) => *tuns = change(*tuns),
+            (Some((_, ports)), Kind::Port) => *ports = change(*ports),
+            (_, Kind::Socket) | (None, _) => {}
         }
     }
 
-    fn watch(&self, worker: usize, weight: usize, source: worker::Source) -> io::Result<Token> {
-        let found = self.workers.get(worker).ok_or(io::ErrorKind::NotFound)?;
-        let id = found.add(source)?;
-        if let Some(load) = self.loads().get_mut(worker) {
-            *load += weight;
-        }
-        Ok(Token { worker, weight, id })
-    }
-
-    fn loads(&self) -> MutexGuard<'_, Vec<usize>> {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The worker with the fewest sources; of several, the one that `order` puts first.
-    fn least_loaded<O: Ord>(&self, order: impl Fn(usize) -> O) -> usize {
-        let loads = self.loads();
-        let least = loads.iter().enumerate().min_by_key(|(worker, load)| (**load, order(*worker)));
-        least.map_or(0, |(worker, _)| worker)
+    /// The first of the workers that are home to the fewest.
+    fn home(&self, of: impl Fn((usize, usize)) -> usize) -> usize {
+        let homes = self.homes();
+        let fewest = homes.iter().enumerate().min_by_key(|(_, counts)| of(**counts));
+        fewest.map_or(0, |(worker, _)| worker)
     }
 }

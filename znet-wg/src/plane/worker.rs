@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::backlog::sparse_first;
+use super::balance::{Balance, WINDOW, Window};
 use super::{Clock, TunSource};
 use crate::io::udp::{Inbox, Udp};
 use crate::net::{Lane, MAX_PACKET, Network, Read};
@@ -67,55 +68,130 @@ impl Default for Buffers {
     }
 }
 
+/// Numbers for sources, which keep them wherever they go; 0 is the clock's.
+static NEXT: AtomicU64 = AtomicU64::new(CLOCK + 1);
+/// Held while a source moves, so that nobody looks for it in between.
+static MOVING: Mutex<()> = Mutex::new(());
+
 /// A thread's sources.
 pub(super) struct Worker {
+    number: usize,
     epoll: Epoll,
-    sources: Mutex<HashMap<u64, Source>>,
-    next: AtomicU64,
+    sources: Mutex<HashMap<u64, Held>>,
     clock: Option<Arc<Clock>>,
+    /// How busy it was in its last window, in percent, and when that ended.
+    busy: Mutex<(u32, Instant)>,
+}
+
+/// A source, and the worker that has it when there is little to do.
+struct Held {
+    source: Source,
+    home: usize,
+}
+
+impl Source {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tun(source) => source.tun.as_fd(),
+            Self::Udp(udp, _) => udp.as_fd(),
+        }
+    }
+}
+
+/// Watches a source no longer, whichever worker has it. A descriptor of which somebody holds a copy stays in a set until it
+/// is taken out.
+pub(super) fn remove(workers: &[Arc<Worker>], id: u64, fd: &impl AsFd) {
+    let _moving = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
+    for worker in workers {
+        worker.remove(id, fd);
+    }
 }
 
 impl Worker {
     /// A worker without sources; one of them keeps the time.
-    pub(super) fn new(clock: Option<Arc<Clock>>) -> io::Result<Self> {
+    pub(super) fn new(number: usize, clock: Option<Arc<Clock>>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         if let Some(clock) = &clock {
             epoll.add(clock.event(), EpollEvent::new(EpollFlags::EPOLLIN, CLOCK))?;
         }
-        Ok(Self { epoll, sources: Mutex::default(), next: AtomicU64::new(CLOCK + 1), clock })
+        Ok(Self { number, epoll, sources: Mutex::default(), clock, busy: Mutex::new((0, Instant::now())) })
     }
 
-    fn sources(&self) -> MutexGuard<'_, HashMap<u64, Source>> {
+    fn sources(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
         // A thread that panics ends the process, so a poisoned lock is never seen.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches a source; returns its number.
+    /// Watches a source, of which it is the home; returns its number.
     pub(super) fn add(&self, source: Source) -> io::Result<u64> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.sources().insert(id, source.clone());
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
-        let added = match &source {
-            Source::Tun(source) => self.epoll.add(&*source.tun, event),
-            Source::Udp(udp, _) => self.epoll.add(&**udp, event),
-        };
-        if added.is_err() {
-            self.sources().remove(&id);
-        }
-        Ok(added.map(|()| id)?)
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.take(id, Held { source, home: self.number }).map_err(|(_, error)| error)?;
+        Ok(id)
     }
 
-    /// Watches a source no longer. A descriptor of which somebody holds a copy stays in the set until it is taken out.
-    pub(super) fn remove(&self, id: u64, fd: &impl AsFd) {
+    fn take(&self, id: u64, held: Held) -> Result<(), (Held, io::Error)> {
+        let mut sources = self.sources();
+        match self.epoll.add(held.source.fd(), EpollEvent::new(EpollFlags::EPOLLIN, id)) {
+            Ok(()) => {
+                sources.insert(id, held);
+                Ok(())
+            }
+            Err(error) => Err((held, error.into())),
+        }
+    }
+
+    fn remove(&self, id: u64, fd: &impl AsFd) {
         if self.sources().remove(&id).is_some() {
             let _ = self.epoll.delete(fd);
         }
     }
 
+    /// Gives a source to another worker, between two batches of it.
+    fn give(&self, id: u64, to: &Self) {
+        let _moving = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = self.sources().remove(&id) else { return };
+        let _ = self.epoll.delete(held.source.fd());
+        if let Err((held, error)) = to.take(id, held) {
+            tracing::debug!(%error, "a source cannot be moved");
+            let _ = self.take(id, held);
+        }
+    }
+
+    /// How busy it is, in percent. A worker that sleeps ends no windows.
+    fn busy(&self, now: Instant) -> u32 {
+        let (busy, at) = *self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(at) > 5 * WINDOW { 0 } else { busy }
+    }
+
+    /// Moves sources apart, or home, as the last window wants it.
+    fn balance(&self, window: Window, all: &[Arc<Self>]) {
+        let now = Instant::now();
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = (window.busy, now);
+        if let Some(id) = window.give {
+            let others = all.iter().filter(|other| other.number != self.number);
+            let idlest = others.min_by_key(|other| other.busy(now));
+            if let Some(idlest) = idlest.filter(|other| Balance::has_room(other.busy(now))) {
+                self.give(id, idlest);
+            }
+        } else if window.quiet {
+            let guests: Vec<(u64, usize)> = {
+                let sources = self.sources();
+                let guests = sources.iter().filter(|(_, held)| held.home != self.number);
+                guests.map(|(id, held)| (*id, held.home)).collect()
+            };
+            for (id, home) in guests {
+                if let Some(home) = all.get(home) {
+                    self.give(id, home);
+                }
+            }
+        }
+    }
+
     /// Moves packets for as long as the process lives.
-    pub(super) fn run(&self, mut buffers: Buffers) {
+    pub(super) fn run(&self, mut buffers: Buffers, all: &[Arc<Self>]) {
         let mut events = [EpollEvent::empty(); EVENTS];
         let (mut look_at, mut looked) = (None, Instant::now());
+        let mut balance = Balance::new(looked);
         loop {
             if let Some(clock) = &self.clock {
                 let now = Instant::now();
@@ -134,8 +210,14 @@ impl Worker {
             buffers.looked_before = if waited { now } else { before };
             match outcome {
                 Ok(ready) => {
+                    let mut begun = now;
                     for event in events.iter().take(ready) {
                         self.serve(event.data(), &mut buffers);
+                        let ended = Instant::now();
+                        let took = ended.duration_since(std::mem::replace(&mut begun, ended));
+                        if let Some(window) = balance.served(event.data(), took, ended) {
+                            self.balance(window, all);
+                        }
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -156,7 +238,7 @@ impl Worker {
             }
             return;
         }
-        let source = self.sources().get(&id).cloned();
+        let source = self.sources().get(&id).map(|held| held.source.clone());
         match source {
             Some(Source::Tun(source)) => {
                 if let Err(error) = drain_tun(&source, buffers) {
@@ -182,7 +264,7 @@ fn sleep_until(at: Option<Instant>) -> EpollTimeout {
 fn drain_tun(source: &TunSource, buffers: &mut Buffers) -> Result<(), Errno> {
     let Buffers { lane, packets, reads, spare, looked_before, .. } = buffers;
     reads.clear();
-    let mut congested = source.backlog().begin(*looked_before);
+    source.backlog().begin(*looked_before);
     let mut used = 0;
     let mut outcome = Ok(());
     while reads.len() < READS && used < READ_BYTES {
@@ -206,7 +288,7 @@ fn drain_tun(source: &TunSource, buffers: &mut Buffers) -> Result<(), Errno> {
     sparse_first(packets, reads, spare);
     // The first of the largest flow is as good as any, and those are last.
     if let Some(last) = reads.last_mut() {
-        last.congested = std::mem::take(&mut congested);
+        last.congested = source.backlog().acts_on(used);
     }
     let mut rest = reads.as_slice();
     while !rest.is_empty() {
