@@ -109,6 +109,8 @@ pub struct Device {
     mtu: AtomicU32,
     pub(super) counters: Arc<Counters>,
     private_key: PrivateKey,
+    /// The private key as boringtun takes it; copies are cheap.
+    static_secret: x25519::StaticSecret,
     public_key: PublicKey,
     mac1_key: [u8; 32],
     /// The one that `Tunn` asks. It admits everything: what may be processed is decided before.
@@ -147,6 +149,7 @@ impl Device {
             port,
             mtu: AtomicU32::new(mtu),
             counters: Arc::default(),
+            static_secret: x25519::StaticSecret::from(*private_key.to_bytes()),
             private_key,
             public_key,
             mac1_key: Blake2s256::new()
@@ -211,14 +214,13 @@ impl Device {
 
     /// boringtun's state for a session with a peer. Keepalives are the session's own.
     pub(super) fn tunn(&self, peer: &PublicKey, preshared: Option<&PresharedKey>, index: u32) -> Tunn {
-        let secret = self.static_secret();
         let peer = x25519::PublicKey::from(*peer.as_bytes());
         let preshared = preshared.map(|key| *key.to_bytes());
-        Tunn::new(secret, peer, preshared, None, index, Some(self.limiter.clone()))
+        Tunn::new(self.static_secret.clone(), peer, preshared, None, index, Some(self.limiter.clone()))
     }
 
-    /// The private key as boringtun's version of x25519-dalek has it.
-    pub(super) fn static_secret(&self) -> x25519::StaticSecret {
-        x25519::StaticSecret::from(*self.private_key.to_bytes())
+    /// The private key as boringtun takes it.
+    pub(super) fn static_secret(&self) -> &x25519::StaticSecret {
+        &self.static_secret
     }
 }

@@ -129,7 +129,7 @@ impl Network {
         };
         let secret = device.static_secret();
         let public = x25519::PublicKey::from(*device.public_key().as_bytes());
-        let peer = parse_handshake_anon(&secret, &public, &initiation).ok()?;
+        let peer = parse_handshake_anon(secret, &public, &initiation).ok()?;
         let key = PublicKey::from_bytes(peer.peer_static_public);
         let (id, link) = {
             let tables = self.read();
