@@ -3,6 +3,8 @@
 mod control;
 mod dataplane;
 mod figures;
+mod process;
+mod scale;
 
 use std::path::PathBuf;
 
@@ -28,6 +30,9 @@ enum Command {
         after_help = "Examples:\n  ./x bench dataplane\n  ./x bench dataplane --quick --rounds 1 --only znet-wg,boringtun-1"
     )]
     Dataplane(dataplane::Args),
+    /// One controller with thousands of agents: join storm, propagation, churn, return after a crash.
+    #[command(after_help = "Examples:\n  ./x bench scale\n  ./x bench scale --agents 1000 --containers 5000")]
+    Scale(scale::Args),
     /// One part of a benchmark, run inside a lab's host.
     #[command(hide = true)]
     Part {
@@ -41,6 +46,7 @@ fn main() -> Result<()> {
     match Args::parse().command {
         Command::Control(args) => control::run(&args),
         Command::Dataplane(args) => dataplane::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Part { part } => control::run_part(*part),
     }
 }

@@ -121,6 +121,11 @@ pub struct Watcher {
 }
 
 impl Watcher {
+    /// What was verified and applied so far.
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// Waits for the next event, applies it and says so. Returns the revision that stands then.
     ///
     /// # Errors

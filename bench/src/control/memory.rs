@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use netns_harness::probe;
 use serde::{Deserialize, Serialize};
 use znet_api::token::JoinToken;
@@ -10,6 +10,7 @@ use znet_tests::{FleetNode, NetworkSpec, World};
 
 use super::part;
 use crate::figures::{Bound, Figure};
+use crate::process::resident;
 
 /// Nodes of the network beside the one that is measured.
 const NODES: usize = 100;
@@ -77,12 +78,4 @@ pub(super) async fn populate(args: &Args) -> Result<Populated> {
     });
     let revisions = futures_util::future::try_join_all(working).await?;
     Ok(Populated { containers: args.nodes * each, revision: revisions.into_iter().max().unwrap_or_default() })
-}
-
-/// Resident memory of a process (`VmRSS` of proc(5)).
-fn resident(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
 }

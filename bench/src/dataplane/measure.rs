@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result};
 
-use super::cpu::{Usage, Used, resident};
 use super::link::Link;
 use super::metric::{Metric, Sample};
 use super::subject::Subject;
 use super::traffic::{Direction, Moved, Offer, ping, ping_beside_tcp, tcp, udp};
 use super::{Args, aead};
+use crate::process::{Usage, Used, resident};
 
 /// UDP payload of the small packets, in bytes.
 const SMALL: u32 = 64;

@@ -16,7 +16,6 @@
 //! | `report`, `plot` | tables, JSON, SVG |
 
 mod aead;
-mod cpu;
 mod goals;
 mod link;
 mod measure;
@@ -37,6 +36,7 @@ use self::goals::{Goal, goals};
 use self::metric::Results;
 use self::subject::Subject;
 use crate::default_json;
+use crate::process::busy_cores;
 
 /// For how long the machine is looked at before each subject.
 const LOOK: Duration = Duration::from_millis(300);
@@ -143,7 +143,7 @@ fn list() -> Result<()> {
 
 /// Whether something else works on this machine just before a measurement.
 fn is_disturbed() -> Result<bool> {
-    let busy = cpu::busy_cores(LOOK)?;
+    let busy = busy_cores(LOOK)?;
     if busy > DISTURBED {
         eprintln!(
             "    warning: something else keeps {busy:.1} cores busy; the figures will be worse than they are"

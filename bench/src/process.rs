@@ -9,7 +9,7 @@ const USER_HZ: f64 = 100.0;
 
 /// CPU seconds used so far.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// By the tunnel's processes at both ends: user and system time. What the kernel does in their name counts, what it does in
     /// interrupts is counted for whoever was interrupted.
     tunnel: f64,
@@ -19,41 +19,42 @@ pub(super) struct Usage {
 
 /// CPU seconds used in between.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Used {
-    pub(super) tunnel: f64,
-    pub(super) machine: f64,
+pub(crate) struct Used {
+    pub(crate) tunnel: f64,
+    pub(crate) machine: f64,
 }
 
 impl Usage {
     /// Until now, with these processes as the tunnel.
-    pub(super) fn now(tunnel: &[u32]) -> Result<Self> {
-        let seconds = tunnel.iter().map(|pid| of_process(*pid)).sum::<Result<f64>>()?;
+    pub(crate) fn now(tunnel: &[u32]) -> Result<Self> {
+        let seconds = tunnel.iter().map(|pid| cpu_seconds(*pid)).sum::<Result<f64>>()?;
         Ok(Self { tunnel: seconds, machine: of_machine()? })
     }
 
     /// From `earlier` to this.
-    pub(super) fn since(self, earlier: Self) -> Used {
+    pub(crate) fn since(self, earlier: Self) -> Used {
         Used { tunnel: self.tunnel - earlier.tunnel, machine: self.machine - earlier.machine }
     }
 }
 
 /// How many of the machine's cores are busy on average, looked at for a while.
-pub(super) fn busy_cores(look: Duration) -> Result<f64> {
+pub(crate) fn busy_cores(look: Duration) -> Result<f64> {
     let before = of_machine()?;
     std::thread::sleep(look);
     Ok((of_machine()? - before) / look.as_secs_f64())
 }
 
 /// Resident memory of a process in MiB (`VmRSS`).
-pub(super) fn resident(pid: u32) -> Result<f64> {
+pub(crate) fn resident(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
 }
 
-fn of_process(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("a tunnel's process ended")?;
+/// User and system time of a process so far, all of its threads together.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process ended")?;
     process_ticks(&stat).map(|ticks| ticks / USER_HZ).context("/proc/PID/stat has no times")
 }
 
