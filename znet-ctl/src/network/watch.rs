@@ -23,6 +23,10 @@ use super::{CommandError, Hosted, LIVE_TERM};
 pub const STREAM_BUFFER: usize = 2;
 /// The shortest time between two deltas of a stream: under load they are fewer and larger.
 const PACE: Duration = Duration::from_millis(4);
+/// What that time grows by for each open stream. A delta costs the controller some 50 µs for each agent, acknowledgement
+/// included, so that steady changes to however many agents take about half a core, and the first change after a pause still
+/// leaves at once.
+const PACE_EACH: Duration = Duration::from_micros(100);
 /// How long a stream that has to end waits for its connection to take the reason.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -198,6 +202,11 @@ impl Hosted {
     }
 }
 
+/// The shortest time between two deltas of one of so many streams.
+fn pace(streams: i64) -> Duration {
+    PACE.max(PACE_EACH * u32::try_from(streams).unwrap_or_default())
+}
+
 /// Waits for the time to send and for room to do so; `None` when the connection is gone.
 async fn ready<T>(out: &mpsc::Sender<T>, not_before: Instant) -> Option<mpsc::Permit<'_, T>> {
     tokio::time::sleep_until(not_before).await;
@@ -271,7 +280,7 @@ impl Place {
                 Step::Delta { event, head, batches } => {
                     self.at = Some(head);
                     self.greeted = true;
-                    self.not_before = Instant::now() + PACE;
+                    self.not_before = Instant::now() + pace(hosted.common.metrics.streams.get());
                     hosted.common.metrics.deltas.inc();
                     if batches > 1 {
                         hosted.common.metrics.coalesced.inc();
