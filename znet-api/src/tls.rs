@@ -242,6 +242,8 @@ pub fn server_config(identity: &Identity) -> Result<rustls::ServerConfig, TlsErr
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![identity.certificate.clone()], identity.private_key())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // Agents stay connected, and when thousands come back at once it is to a process that knows no session.
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

@@ -145,17 +145,23 @@ impl Hosted {
         let mut said = pin!(said);
         let mut newest = self.feed.subscribe();
         let mut place = Place::new(self, node, resume);
-        let mut silence = Instant::now() + LIVE_TERM;
+        let mut heard = Instant::now();
+        // Set anew only when it is over: with thousands of streams the timer would cost more than what is said.
+        let mut silence = pin!(tokio::time::sleep_until(heard + LIVE_TERM));
         loop {
             tokio::select! {
                 message = said.next() => {
                     let Some(Ok(message)) = message else { return None };
-                    silence = Instant::now() + LIVE_TERM;
+                    heard = Instant::now();
                     if let Err(why) = self.hear(node, message, &mut place) {
                         return Some(why);
                     }
                 }
-                () = tokio::time::sleep_until(silence) => {
+                () = &mut silence => {
+                    if heard.elapsed() < LIVE_TERM {
+                        silence.as_mut().reset(heard + LIVE_TERM);
+                        continue;
+                    }
                     let why = format!("nothing was heard from the node for {} s", LIVE_TERM.as_secs());
                     return Some(Problem::new(503, "silent", why));
                 }
