@@ -54,6 +54,18 @@ impl StreamEnd {
     }
 }
 
+impl StreamEnd {
+    /// When the controller wants to be asked again, if it said so.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(problem) | Self::Agent(AgentError::Controller(problem)) => {
+                problem.retry_after_ms.map(Duration::from_millis)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl From<tonic::Status> for StreamEnd {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Problem::from(&status))
@@ -139,6 +151,7 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
         let end = stream(&agent, &joined).await;
         joined.client.send_replace(None);
         let network = &joined.membership.name;
+        let told = end.as_ref().err().and_then(StreamEnd::retry_after);
         match end {
             Err(StreamEnd::Map(refusal)) => {
                 tracing::error!(%network, %refusal, "the controller's map is not believed; the last verified one stays");
@@ -159,7 +172,9 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
         if started.elapsed() > Duration::from_secs(30) {
             delays = backoff();
         }
-        tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+        let pause = delays.next().unwrap_or(Duration::from_secs(10));
+        // Who is told a time keeps to it: it was drawn so that not all come back at once.
+        tokio::time::sleep(told.map_or(pause, |told| told.max(Duration::from_millis(100)))).await;
     }
 }
 

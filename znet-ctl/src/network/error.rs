@@ -59,6 +59,18 @@ impl CommandError {
     }
 }
 
+impl CommandError {
+    /// Within which time, in milliseconds, it makes sense to ask again: what waits is done in a second or two, and a start or a
+    /// change of the process takes about as long. Thousands may be told at once, so the time is a range to draw from.
+    fn retry_within(&self) -> Option<std::ops::Range<u64>> {
+        match self {
+            Self::Overloaded | Self::Draining => Some(500..4_000),
+            Self::Starting | Self::Interrupted => Some(100..1_000),
+            _ => None,
+        }
+    }
+}
+
 fn store_code(error: &StoreError) -> &'static str {
     match error {
         StoreError::Full { .. } => "store_full",
@@ -91,7 +103,11 @@ impl From<&CommandError> for Problem {
             CommandError::DeadlineExceeded => 504,
             CommandError::Starting | CommandError::Interrupted | CommandError::Draining => 503,
         };
-        Self::new(status, error.code(), error)
+        let problem = Self::new(status, error.code(), error);
+        match error.retry_within() {
+            Some(range) => problem.retry_after(rand::random_range(range)),
+            None => problem,
+        }
     }
 }
 
