@@ -14,10 +14,12 @@
 //! | [`addr`] | prefixes, address pairs, the allocator |
 //! | [`map`] | records, maps, deltas, digests, signed heads, the agent's [`map::Member`] |
 //! | [`controller`] | `command + state -> changes + reply` |
+//! | [`feed`] | what leads a member's stream on from where it stands |
 //! | [`plan`] | `desired + observed -> plan` for a node agent |
 
 pub mod addr;
 pub mod controller;
+pub mod feed;
 pub mod id;
 pub mod key;
 pub mod map;

@@ -43,9 +43,9 @@ use presence::Presence;
 use streams::Streams;
 
 pub use error::CommandError;
-pub use feed::SNAPSHOT_PART;
 pub use presence::{HEARTBEAT, LIVE_TERM};
 pub use watch::{Resume, STREAM_BUFFER};
+pub use znet_core::feed::SNAPSHOT_PART;
 
 /// Commands that may wait for one network's task; more callers wait for a place.
 pub const COMMAND_QUEUE: usize = 1024;

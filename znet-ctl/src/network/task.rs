@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use znet_api::error::Problem;
 use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChange};
 use znet_core::id::NodeId;
-use znet_core::map::{Change, Delta, NetworkRecord, Record};
+use znet_core::map::Delta;
 
 use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
 use crate::actor::Actor;
@@ -110,7 +110,9 @@ impl Task {
     fn tick_after(&self) -> Duration {
         if self.failed.is_some() {
             RETRY
-        } else if self.hosted.presence.depends_on_time() || self.hosted.feed.tidy() {
+        } else if self.hosted.presence.depends_on_time()
+            || self.hosted.feed.tidy(self.hosted.common.clock.now())
+        {
             TICK
         } else {
             IDLE_TICK
@@ -248,9 +250,7 @@ impl Task {
                 _ => {}
             }
         }
-        if let Some(delta) = Delta::squash(deltas) {
-            hosted.feed.push(without_same_network(delta, &before), head);
-        }
+        hosted.feed.publish(&before, deltas, head);
         for node in gone.into_iter().filter(|node| self.working.node(node).is_none()) {
             self.dismiss(node);
         }
@@ -339,15 +339,6 @@ fn install(hosted: &Hosted, network: &Network) {
         hosted.presence.forget(&node);
         hosted.streams.end(&node, &Problem::from(&Rejection::UnknownNode { node }));
     }
-}
-
-/// Leaves out the network's own record when it says what it said before: each attach counts up a number in the
-/// network's row that is none of the agents' business.
-fn without_same_network(mut delta: Delta, before: &NetworkRecord) -> Delta {
-    delta
-        .changes
-        .retain(|change| !matches!(change, Change::Put(Record::Network(record)) if record == before));
-    delta
 }
 
 fn answer(requests: Vec<Request>, answers: Vec<Option<Result<Done, Rejection>>>) {

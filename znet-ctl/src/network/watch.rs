@@ -13,10 +13,11 @@ use znet_api::error::Problem;
 use znet_api::v1;
 use znet_api::v1::watch_request::Say;
 use znet_core::controller::Rejection;
+use znet_core::feed::{self, Snapshot, Turn};
 use znet_core::id::{Epoch, NodeId, Revision};
 use znet_core::map::{Digest, Head};
 
-use super::feed::{Next, Snapshot, head_event};
+use super::feed::Encoded;
 use super::{CommandError, Hosted, LIVE_TERM};
 
 /// Encoded events that wait for a stream's connection. What comes on top is coalesced, not queued.
@@ -41,62 +42,47 @@ pub struct Resume {
     pub digest: Digest,
 }
 
-/// A place in a network's history.
-type Position = (Epoch, Revision);
-
-/// What a stream sends next.
-enum Step {
-    /// It is up to date.
-    Current(Bytes, Head),
-    Delta {
-        event: Bytes,
-        head: Head,
-        batches: usize,
-    },
-    Snapshot(Arc<Snapshot>),
-}
-
 impl Hosted {
-    /// What leads on from where a stream stands. An agent refuses a map that is older than `least`.
-    async fn advance(&self, at: Option<&Head>, least: Position) -> Result<Step, CommandError> {
-        if let Some(step) = at.and_then(|at| self.step(at)) {
-            return Ok(step);
+    /// What a stream does next.
+    async fn turn(&self, place: &mut feed::Place<Encoded>) -> Result<Turn<Encoded>, CommandError> {
+        let turn = place.turn(&mut self.feed.ring());
+        if !matches!(turn, Turn::Stuck) {
+            return Ok(turn);
         }
         // Many streams may be here at once, after a start for one: the first works, the others find the result.
         let _turn = self.history.lock().await;
-        if let Some(at) = at {
-            if let Some(step) = self.step(at) {
-                return Ok(step);
+        let turn = place.turn(&mut self.feed.ring());
+        if !matches!(turn, Turn::Stuck) {
+            return Ok(turn);
+        }
+        let wanted = place.log_wanted(&self.feed.ring());
+        if let Some(before) = wanted {
+            match self.common.store.changes_since(self.id, before).await {
+                Ok(log) => self.feed.prepend(&log),
+                Err(error) => tracing::debug!(network = %self.name, %error, "the log does not help"),
             }
-            if at.revision.get() > 0 && at.revision < self.feed.oldest() {
-                let before = Revision::new(at.revision.get() - 1);
-                match self.common.store.changes_since(self.id, before).await {
-                    Ok(log) => self.feed.prepend(&log),
-                    Err(error) => tracing::debug!(network = %self.name, %error, "the log does not help"),
-                }
-                if let Some(step) = self.step(at) {
-                    return Ok(step);
-                }
+            let turn = place.turn(&mut self.feed.ring());
+            if !matches!(turn, Turn::Stuck) {
+                return Ok(turn);
             }
         }
-        if let Some(snapshot) = self.feed.snapshot().filter(|snapshot| snapshot.head.position() >= least) {
-            return Ok(Step::Snapshot(snapshot));
-        }
+        let kept = place.kept_snapshot(&mut self.feed.ring());
+        place.begin(match kept {
+            Some(snapshot) => snapshot,
+            None => self.make_snapshot().await?,
+        });
+        self.common.metrics.snapshots.inc();
+        Ok(place.turn(&mut self.feed.ring()))
+    }
+
+    async fn make_snapshot(&self) -> Result<Arc<Snapshot<Encoded>>, CommandError> {
         let (records, head) =
             self.read(|network, head| (network.map().records().collect::<Vec<_>>(), *head))?;
         let encoded = tokio::task::spawn_blocking(move || Snapshot::encode(&records, &head)).await;
         let snapshot = Arc::new(encoded.map_err(|_| CommandError::Interrupted)?);
         self.common.metrics.snapshots_made.inc();
-        self.feed.keep(snapshot.clone());
-        Ok(Step::Snapshot(snapshot))
-    }
-
-    fn step(&self, at: &Head) -> Option<Step> {
-        match self.feed.next(at) {
-            Next::Current(signed) => Some(Step::Current(head_event(&signed), signed.head)),
-            Next::Delta { event, head, batches } => Some(Step::Delta { event, head, batches }),
-            Next::Missing => None,
-        }
+        self.feed.keep(snapshot.clone(), self.common.clock.now());
+        Ok(snapshot)
     }
 
     /// Serves one agent's stream until it ends: by the agent, by silence, or as there is a reason on this side.
@@ -165,7 +151,7 @@ impl Hosted {
                     let why = format!("nothing was heard from the node for {} s", LIVE_TERM.as_secs());
                     return Some(Problem::new(503, "silent", why));
                 }
-                permit = ready(out, place.not_before), if place.behind => {
+                permit = ready(out, place.not_before), if place.place.is_behind() => {
                     let permit = permit?;
                     newest.borrow_and_update();
                     match place.next(self, node).await {
@@ -174,9 +160,9 @@ impl Hosted {
                         Err(error) => return Some(Problem::from(error)),
                     }
                 }
-                changed = newest.changed(), if !place.behind => {
+                changed = newest.changed(), if !place.place.is_behind() => {
                     changed.ok()?;
-                    place.behind = true;
+                    place.place.wake();
                 }
             }
         }
@@ -195,7 +181,7 @@ impl Hosted {
                 let why: String = want.why.chars().take(300).collect();
                 tracing::warn!(network = %self.name, %node, why, "the node could not apply what it was sent");
                 self.presence.seen(node, now);
-                place.start_over();
+                place.place.start_over();
             }
             Some(Say::Resume(_)) => {
                 return Err(Problem::new(400, "invalid_argument", "only the first message may resume"));
@@ -223,18 +209,9 @@ async fn farewell(out: &mpsc::Sender<Result<Bytes, Status>>, why: &Problem) {
     let _ = out.send_timeout(Err(why.to_status()), FAREWELL).await;
 }
 
-/// Where a stream stands: all that is remembered of it.
+/// Where a stream stands, and when it may go on.
 struct Place {
-    /// The head that was sent last.
-    at: Option<Head>,
-    /// The latest position that the agent may have applied.
-    least: Position,
-    /// A snapshot that is being sent, and how many of its parts were.
-    sending: Option<(Arc<Snapshot>, usize)>,
-    /// Whether there may be something to send.
-    behind: bool,
-    /// Whether the agent was told anything yet.
-    greeted: bool,
+    place: feed::Place<Encoded>,
     not_before: Instant,
 }
 
@@ -256,57 +233,26 @@ impl Place {
             revision,
             digest,
         });
-        let least = at.map_or_else(Position::default, |head| head.position());
-        Self { at, least, sending: None, behind: true, greeted: false, not_before: Instant::now() }
-    }
-
-    fn start_over(&mut self) {
-        (self.at, self.sending, self.behind) = (None, None, true);
+        Self { place: feed::Place::new(at), not_before: Instant::now() }
     }
 
     /// The next event; `None` when there is none before something is published.
     async fn next(&mut self, hosted: &Hosted, node: NodeId) -> Result<Option<Bytes>, CommandError> {
-        if self.sending.is_none() {
-            let step = hosted.advance(self.at.as_ref(), self.least).await?;
-            if let Step::Delta { head, .. } = &step {
-                self.least = head.position();
-            }
-            if !self.greeted {
-                // What the agent says to have applied counts once it turned out to be of this history.
-                let known = self.at.filter(|_| !matches!(step, Step::Snapshot(_)));
-                let applied = known.map_or(Revision::ZERO, |head| head.revision);
-                hosted.presence.applied(node, applied, hosted.common.clock.now());
-            }
-            match step {
-                Step::Current(event, head) => {
-                    self.at = Some(head);
-                    self.behind = false;
-                    return Ok((!std::mem::replace(&mut self.greeted, true)).then_some(event));
-                }
-                Step::Delta { event, head, batches } => {
-                    self.at = Some(head);
-                    self.greeted = true;
-                    self.not_before = Instant::now() + pace(hosted.common.metrics.streams.get());
-                    hosted.common.metrics.deltas.inc();
-                    if batches > 1 {
-                        hosted.common.metrics.coalesced.inc();
-                    }
-                    return Ok(Some(event));
-                }
-                Step::Snapshot(snapshot) => {
-                    hosted.common.metrics.snapshots.inc();
-                    self.greeted = true;
-                    self.sending = Some((snapshot, 0));
-                }
-            }
+        let turn = hosted.turn(&mut self.place).await?;
+        if let Some(applied) = self.place.take_resumed() {
+            hosted.presence.applied(node, applied, hosted.common.clock.now());
         }
-        let Some((snapshot, sent)) = &mut self.sending else { return Ok(None) };
-        let part = snapshot.parts.get(*sent).cloned();
-        *sent += 1;
-        if *sent >= snapshot.parts.len() {
-            self.at = Some(snapshot.head);
-            self.sending = None;
-        }
-        Ok(part)
+        Ok(match turn {
+            Turn::Delta { event, batches } => {
+                self.not_before = Instant::now() + pace(hosted.common.metrics.streams.get());
+                hosted.common.metrics.deltas.inc();
+                if batches > 1 {
+                    hosted.common.metrics.coalesced.inc();
+                }
+                Some(event.0)
+            }
+            Turn::Head(event) | Turn::Part(event) => Some(event.0),
+            Turn::Rest | Turn::Stuck => None,
+        })
     }
 }

@@ -27,6 +27,7 @@ use crate::actor::{Actor, Role, Scope};
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
+pub use znet_core::feed::Logged;
 
 /// How many revisions of each network's change log are kept at least, so that agents resume without a snapshot.
 pub const CHANGES_KEPT: u64 = 4096;
@@ -160,15 +161,6 @@ pub struct Commit {
     pub changes: Vec<StateChange>,
     /// Who did it.
     pub audit: AuditNote,
-}
-
-/// One revision out of the change log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Logged {
-    /// The head at the revision that resulted.
-    pub head: Head,
-    /// What changed.
-    pub changes: Vec<StateChange>,
 }
 
 /// A network as it is listed.
