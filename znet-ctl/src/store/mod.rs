@@ -8,23 +8,26 @@
 //! Every implementation passes [`conformance`].
 
 pub mod conformance;
+pub mod etcd;
 mod memory;
 mod revisions;
 pub mod sqlite;
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use znet_core::controller::{Row, StateChange};
-use znet_core::id::{NetworkId, Revision, TokenId};
+use znet_core::id::{NetworkId, NodeId, Revision, TokenId};
 use znet_core::map::Head;
 use znet_core::name::Name;
 use znet_core::time::Timestamp;
 
 use crate::actor::{Actor, Role, Scope};
 
+pub use etcd::EtcdStore;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 pub use znet_core::feed::Logged;
@@ -39,6 +42,8 @@ pub const MAX_NETWORKS: usize = 10_000;
 pub const MAX_OPERATORS: usize = 10_000;
 /// Most audit records in one answer.
 pub const MAX_AUDIT_PAGE: usize = 1_000;
+/// For how long a controller's report of its ephemeral nodes holds.
+pub const PRESENT_FOR: Duration = Duration::from_secs(45);
 
 /// Why a store did not do what it was asked to. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -305,4 +310,48 @@ pub trait Store: Send + Sync + 'static {
 
     /// Finishes what was accepted and lets go of all files. Later calls fail with [`StoreError::Unavailable`].
     async fn close(&self);
+    /// What controllers tell each other, where several of them may use the store at the same time.
+    fn shared(&self) -> Option<&dyn SharedStore> {
+        None
+    }
+}
+
+/// A store that several controllers use at the same time.
+#[async_trait]
+pub trait SharedStore: Send + Sync {
+    /// Changes whenever networks or operators came or went, whoever did it.
+    fn catalogue(&self) -> watch::Receiver<u64>;
+
+    /// Whether the store answers. Followed all the time, not only when something is written.
+    fn reachable(&self) -> watch::Receiver<bool>;
+
+    /// Tells the others which ephemeral nodes this controller has. Holds for [`PRESENT_FOR`].
+    ///
+    /// # Errors
+    /// A failure.
+    async fn report_present(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError>;
+
+    /// The ephemeral nodes that the others have.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn present_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError>;
+
+    /// A secret, sealed as it was stored.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Stores a sealed secret unless there is one of this name, and returns the one that is there now.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn put_secret(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError>;
+
+    /// Removes a secret.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn remove_secret(&self, name: &str) -> Result<(), StoreError>;
 }

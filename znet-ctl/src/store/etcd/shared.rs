@@ -1,0 +1,72 @@
+//! What controllers tell each other through the store.
+
+use async_trait::async_trait;
+use etcd_client::PutOptions;
+use tokio::sync::watch;
+use znet_core::id::{NetworkId, NodeId};
+
+use super::EtcdStore;
+use super::inner::{Pair, absent, delete, get, get_under, put};
+use super::names::number;
+use crate::store::{PRESENT_FOR, SharedStore, StoreError};
+
+/// Most nodes under one key: half a MiB.
+const NODES_OF_A_KEY: usize = 16_384;
+/// Bytes of a node's identifier.
+const NODE_LEN: usize = 32;
+
+#[async_trait]
+impl SharedStore for EtcdStore {
+    fn catalogue(&self) -> watch::Receiver<u64> {
+        self.inner.catalogue.subscribe()
+    }
+
+    fn reachable(&self) -> watch::Receiver<bool> {
+        self.inner.reachable.subscribe()
+    }
+
+    async fn report_present(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {
+        let seconds = i64::try_from(PRESENT_FOR.as_secs()).unwrap_or(i64::MAX);
+        // A lease for each report: it goes by itself when no other one follows, and nothing has to be kept alive.
+        let granted = self.inner.cluster.call(|client| {
+            let mut leases = client.lease_client();
+            async move { leases.grant(seconds, None).await }
+        });
+        let lease = granted.await?.value.id();
+        for (at, some) in (0..).zip(nodes.chunks(NODES_OF_A_KEY)) {
+            let key = format!("{}{}/{}", self.inner.names.present(network), self.inner.id, number(at));
+            let value: Vec<u8> = some.iter().flat_map(|node| *node.as_bytes()).collect();
+            let written = etcd_client::TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+            self.inner.ask(vec![written]).await?;
+        }
+        Ok(())
+    }
+
+    async fn present_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError> {
+        let prefix = self.inner.names.present(network);
+        let own = format!("{prefix}{}/", self.inner.id);
+        let found = self.inner.ask(vec![get_under(prefix)]).await?.all(0)?;
+        let others = found.iter().filter(|pair| !pair.key.starts_with(&own));
+        Ok(others.flat_map(nodes_of).collect())
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.inner.ask(vec![get(self.inner.names.secret(name))]).await?.only(0)?;
+        Ok(found.map(|pair| pair.value))
+    }
+
+    async fn put_secret(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let key = self.inner.names.secret(name);
+        let made = vec![put(key.clone(), sealed)];
+        let said = self.inner.txn(vec![absent(key.clone())], made, vec![get(key)]).await?;
+        Ok(said.only(0)?.map_or_else(|| sealed.to_vec(), |pair| pair.value))
+    }
+
+    async fn remove_secret(&self, name: &str) -> Result<(), StoreError> {
+        self.inner.ask(vec![delete(self.inner.names.secret(name))]).await.map(drop)
+    }
+}
+
+fn nodes_of(pair: &Pair) -> Vec<NodeId> {
+    pair.value.chunks(NODE_LEN).filter_map(|bytes| NodeId::try_from(bytes).ok()).collect()
+}
