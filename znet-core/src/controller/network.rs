@@ -150,6 +150,34 @@ impl Network {
         Delta::squash([&steps]).unwrap_or(steps)
     }
 
+    /// Takes changes back that led here from `before`. Costs what they cost, and not a copy of the network.
+    pub fn revert<'a>(&mut self, before: &Self, changes: impl IntoIterator<Item = &'a StateChange>) {
+        let key = |change: &StateChange| match change {
+            StateChange::Put(row) => row.key(),
+            StateChange::Remove(key) => key.clone(),
+        };
+        let touched: BTreeSet<RowKey> = changes.into_iter().map(key).collect();
+        // All of it first: what comes back finds its names and addresses free. Resting addresses come last in the order of
+        // keys, when nobody holds them any more.
+        touched.iter().for_each(|key| self.remove(key));
+        touched.iter().filter_map(|key| before.row(key)).for_each(|row| self.put(row));
+        self.revision = before.revision;
+    }
+
+    fn row(&self, key: &RowKey) -> Option<Row> {
+        match key {
+            RowKey::Network => Some(Row::Network(self.conf.clone())),
+            RowKey::Token(id) => self.tokens.get(id).cloned().map(Row::Token),
+            RowKey::Node(id) => self.nodes.get(id).cloned().map(Row::Node),
+            RowKey::Container(id) => self.containers.get(id).cloned().map(Row::Container),
+            RowKey::Reservation(name) => self.reservations.get(name).cloned().map(Row::Reservation),
+            RowKey::Resting(address) => {
+                let until = self.resting.get(address).copied();
+                until.map(|until| Row::Resting(Resting { address: *address, until }))
+            }
+        }
+    }
+
     /// The revision.
     pub fn revision(&self) -> Revision {
         self.revision

@@ -191,6 +191,13 @@ impl World {
         let delta = self.network.apply(&changes);
         assert_eq!((delta.from, delta.to), (before.revision(), before.revision().next()));
         assert_eq!(self.network.revision(), delta.to, "one revision for each decision");
+        // Taken back and done again it is the same, and goes on as such.
+        let mut again = self.network.clone();
+        again.revert(&before, &changes);
+        assert_eq!(again, before, "a change that was taken back left something behind");
+        assert_eq!(again.apply(&changes), delta);
+        assert_eq!(again, self.network);
+        self.network = again;
         let head = self.network.head().sign(&signing_key());
         match self.member.apply_delta(&delta, &head) {
             Ok(()) => {}
