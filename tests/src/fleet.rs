@@ -21,6 +21,7 @@ pub struct FleetNode {
     token: JoinToken,
     identity: Identity,
     client: AgentClient,
+    endpoint: usize,
     name: String,
 }
 
@@ -42,21 +43,23 @@ impl FleetNode {
     /// The controller cannot be reached or refuses.
     pub async fn join(token: &JoinToken, fleet: &str, number: usize) -> Result<Self> {
         let identity = Identity::generate()?;
-        let mut client = connect(&token.endpoints, token.pin, &identity).await?;
+        let (mut client, endpoint) = connect(&token.endpoints, token.pin, &identity, 0).await?;
         let name = format!("{fleet}-{number}");
         let network = token.network.as_bytes().to_vec();
         let secret = token.secret.to_bytes().to_vec();
         let endpoints = vec![format!("198.51.100.{}:51820", number % 250 + 1)];
         client.join(v1::JoinRequest { network, secret, name: name.clone(), endpoints }).await?;
-        Ok(Self { token: token.clone(), identity, client, name })
+        Ok(Self { token: token.clone(), identity, client, endpoint, name })
     }
 
-    /// Connects anew, as the same node.
+    /// Connects anew, as the same node, to the next controller where there are several.
     ///
     /// # Errors
     /// The controller cannot be reached.
     pub async fn reconnect(&mut self) -> Result {
-        self.client = connect(&self.token.endpoints, self.token.pin, &self.identity).await?;
+        let next = self.endpoint.wrapping_add(1);
+        (self.client, self.endpoint) =
+            connect(&self.token.endpoints, self.token.pin, &self.identity, next).await?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,8 @@ pub struct Joined {
     pub secret: Mutex<Option<TokenSecret>>,
     /// The connection to the controller; `None` while it is away.
     pub client: watch::Sender<Option<AgentClient>>,
+    /// The number of the controller's endpoint that is used, or tried next.
+    pub endpoint: AtomicUsize,
     /// The map on disk lacks a change: it has to be written anew.
     map_behind: AtomicBool,
     state: Mutex<JoinedState>,
@@ -236,6 +238,7 @@ impl Agent {
             membership,
             secret: Mutex::new(secret),
             client: watch::Sender::new(None),
+            endpoint: AtomicUsize::new(0),
             map_behind,
             state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),

@@ -1,5 +1,6 @@
 //! The control stream of one network: join, watch the map, apply what verifies, acknowledge.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -114,7 +115,9 @@ pub async fn join_by_token(
 pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClient, Duration), AgentError> {
     let membership = &joined.membership;
     let pin = membership.pin.parse().map_err(|error| AgentError::Invalid(format!("{error}")))?;
-    let mut client = connect(&membership.endpoints, pin, &agent.identity).await?;
+    let from = joined.endpoint.load(Ordering::Relaxed);
+    let (mut client, at) = connect(&membership.endpoints, pin, &agent.identity, from).await?;
+    joined.endpoint.store(at, Ordering::Relaxed);
     let (asking, port) = (agent.clone(), membership.port);
     let endpoints = tokio::task::spawn_blocking(move || asking.endpoints(port)).await.unwrap_or_default();
     let secret = joined.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -149,9 +152,13 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
     while agent.network(joined.membership.network).is_some() {
         let started = tokio::time::Instant::now();
         let end = stream(&agent, &joined).await;
-        joined.client.send_replace(None);
+        let served = joined.client.send_replace(None).is_some();
+        // The next controller, where there are several: this one failed, or sent the agent away.
+        joined.endpoint.fetch_add(1, Ordering::Relaxed);
         let network = &joined.membership.name;
         let told = end.as_ref().err().and_then(StreamEnd::retry_after);
+        // When the one that ended the stream is back is of no interest where there is another.
+        let told = told.filter(|_| !served || joined.membership.endpoints.len() < 2);
         match end {
             Err(StreamEnd::Map(refusal)) => {
                 tracing::error!(%network, %refusal, "the controller's map is not believed; the last verified one stays");

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -16,10 +18,12 @@ pub type AgentClient = ControllerClient<Channel>;
 
 /// How long one attempt to reach one endpoint may take, TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a silent connection is probed, so that a dead controller is noticed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a probe may go unanswered.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent connection is probed, so that a dead controller is noticed, and how long a probe may go unanswered.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// The same where there is another controller to go to.
+const KEEPALIVE_OF_SEVERAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(1500));
+/// How long an endpoint is given before the next is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(300);
 /// Largest message that an agent accepts; a snapshot comes in parts far below it.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
@@ -56,7 +60,10 @@ pub enum ConnectError {
     Tls(#[from] TlsError),
 }
 
-/// Connects to the first endpoint that answers with the pinned key.
+/// Connects to the first endpoint that answers with the pinned key, and tells which. Each gets a head start over the next, so
+/// that one that does not answer at all costs a moment and not its whole time limit.
+///
+/// `from` is the number of the endpoint that is tried first: somebody whom one has failed goes on to the next.
 ///
 /// # Errors
 /// [`ConnectError`]; a pin mismatch at any endpoint is reported before mere unreachability.
@@ -64,30 +71,54 @@ pub async fn connect(
     endpoints: &[String],
     pin: Pin,
     identity: &Identity,
-) -> Result<AgentClient, ConnectError> {
+    from: usize,
+) -> Result<(AgentClient, usize), ConnectError> {
     let tls = Arc::new(client_config(pin, Some(identity), &["h2"])?);
     let mut worst = ConnectError::NoEndpoint;
-    for endpoint in endpoints {
-        match connect_one(endpoint, tls.clone()).await {
-            Ok(channel) => {
-                return Ok(ControllerClient::new(channel)
-                    .max_decoding_message_size(MAX_MESSAGE)
-                    .max_encoding_message_size(MAX_MESSAGE));
+    let keepalive = if endpoints.len() > 1 { KEEPALIVE_OF_SEVERAL } else { KEEPALIVE };
+    let order = (0..endpoints.len()).map(|step| from.wrapping_add(step) % endpoints.len());
+    let mut waiting = order.filter_map(|at| endpoints.get(at).map(|endpoint| (at, endpoint)));
+    let mut trying = FuturesUnordered::new();
+    let mut exhausted = false;
+    loop {
+        if !exhausted {
+            match waiting.next() {
+                Some((at, endpoint)) => {
+                    let tls = tls.clone();
+                    trying.push(async move { (at, connect_one(endpoint, tls, keepalive).await) });
+                }
+                None => exhausted = true,
             }
-            Err(error) if matches!(worst, ConnectError::PinMismatch { .. }) => drop(error),
-            Err(error) => worst = error,
+        }
+        let answered = tokio::select! {
+            Some(answered) = trying.next() => answered,
+            () = tokio::time::sleep(HEAD_START), if !exhausted => continue,
+            else => return Err(worst),
+        };
+        match answered {
+            (at, Ok(channel)) => {
+                let client = ControllerClient::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE);
+                return Ok((client, at));
+            }
+            (_, Err(_)) if matches!(worst, ConnectError::PinMismatch { .. }) => {}
+            (_, Err(error)) => worst = error,
         }
     }
-    Err(worst)
 }
 
-async fn connect_one(endpoint: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel, ConnectError> {
+async fn connect_one(
+    endpoint: &str,
+    tls: Arc<rustls::ClientConfig>,
+    (interval, timeout): (Duration, Duration),
+) -> Result<Channel, ConnectError> {
     let bad = || ConnectError::BadEndpoint { endpoint: endpoint.to_owned() };
     let builder = Endpoint::from_shared(format!("http://{endpoint}"))
         .map_err(|_| bad())?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .http2_keep_alive_interval(interval)
+        .keep_alive_timeout(timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
     let address = endpoint.to_owned();
