@@ -25,10 +25,19 @@ pub struct NetworkSpec<'a> {
     pub rest: Option<&'a str>,
 }
 
+/// How a controller is run.
+#[derive(Clone, Debug, Default)]
+pub struct ControllerOptions {
+    /// The addresses at which agents reach it and others like it, its own among them.
+    pub advertise: Vec<String>,
+    /// More flags of `znet-ctl serve`.
+    pub flags: Vec<String>,
+}
+
 /// A controller on a host.
 pub struct Controller {
     host: Host,
-    address: String,
+    options: ControllerOptions,
     process: Option<Process>,
 }
 
@@ -38,7 +47,16 @@ impl Controller {
     /// # Errors
     /// It does not come up; the error holds its log.
     pub fn start(host: &Host, address: &str) -> Result<Self> {
-        let mut controller = Self { host: host.clone(), address: address.to_owned(), process: None };
+        let advertise = vec![address.to_owned()];
+        Self::start_with(host, ControllerOptions { advertise, ..ControllerOptions::default() })
+    }
+
+    /// As [`Controller::start`], with options of one's own.
+    ///
+    /// # Errors
+    /// It does not come up; the error holds its log.
+    pub fn start_with(host: &Host, options: ControllerOptions) -> Result<Self> {
+        let mut controller = Self { host: host.clone(), options, process: None };
         controller.launch()?;
         Ok(controller)
     }
@@ -48,12 +66,14 @@ impl Controller {
     /// # Errors
     /// It does not come up; the error holds its log.
     pub fn launch(&mut self) -> Result {
-        let endpoint = format!("{}:{PORT}", self.address);
+        let advertise = self.options.advertise.iter().map(|address| format!("{address}:{PORT}"));
+        let advertise = advertise.collect::<Vec<_>>().join(",");
         let process = self
             .host
             .command(program("znet-ctl")?)
-            .args(["serve", "--listen", "[::]:7443", "--advertise", &endpoint, "--data-dir"])
+            .args(["serve", "--listen", "[::]:7443", "--advertise", &advertise, "--data-dir"])
             .arg(self.data_dir())
+            .args(&self.options.flags)
             .spawn("znet-ctl")?;
         process.wait_for_log("ready", START).context("the controller does not serve")?;
         self.process = Some(process);

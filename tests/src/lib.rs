@@ -2,11 +2,12 @@
 //!
 //! A [`World`] is a lab with a switch as its underlay. On its hosts run the programs that users run, out of the same
 //! build: [`Controller`] is `znet-ctl serve`, [`Node`] is `znet-agent run`, and [`Member`] is a container that a node
-//! attached. Everything is told by command lines, as a user would. A
+//! attached. Everything is told by command lines, as a user would. A [`Cluster`] has several controllers over etcd instead of one. A
 //! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
 //!
 //! [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
 
+mod cluster;
 mod controller;
 mod fleet;
 mod member;
@@ -16,7 +17,8 @@ mod programs;
 pub mod wireguard;
 mod world;
 
-pub use controller::{Controller, NetworkSpec};
+pub use cluster::Cluster;
+pub use controller::{Controller, ControllerOptions, NetworkSpec};
 pub use fleet::{Acknowledged, FleetNode, Watcher};
 pub use member::Member;
 pub use node::{Node, NodeOptions};

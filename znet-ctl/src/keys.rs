@@ -6,9 +6,11 @@
 //!   tls.pem            0600  the key that join tokens pin
 //!   znet.db            0600  everything else (see the store)
 //!   networks/ID.key    0600  the seed with which a network signs its heads
+//!   store.key          0600  where the store is one that several controllers share: opens their keys in it
 //! ```
 //!
-//! Keys are not in the store: a copy of its file opens nothing. Each is on the disk before anything that needs it.
+//! Keys are not in the store: a copy of its file opens nothing. Each is on the disk before anything that needs it. A shared
+//! store holds them sealed (see [`crate::keyring`]), and there are neither `tls.pem` nor `networks/` then.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -23,8 +25,10 @@ use znet_api::tls::Identity;
 use znet_core::id::NetworkId;
 use znet_core::key::SigningKey;
 
+use crate::store::StoreError;
+
 const LOCK: &str = "lock";
-const TLS: &str = "tls.pem";
+pub(crate) const TLS: &str = "tls.pem";
 const STORE: &str = "znet.db";
 const NETWORKS: &str = "networks";
 /// Largest key file that is read.
@@ -59,6 +63,20 @@ pub enum KeysError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The store in which keys are sealed failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is sealed in the store cannot be opened.
+    #[error(
+        "{} does not open the keys in the store ({why}); copy store.key from a controller that serves it",
+        path.display()
+    )]
+    StoreKey {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// A network's key is not there.
     #[error("the signing key of network {network} is missing ({}); restore a backup with `znet-ctl restore`", path.display())]
@@ -229,7 +247,7 @@ fn make_directory(path: &Path) -> Result<(), KeysError> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Option<Zeroizing<String>>, KeysError> {
+pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, KeysError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -241,7 +259,7 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, KeysError> {
 }
 
 /// Writes a file of mode 0600 so that it is there whole or not at all, flushed to the disk with its name.
-fn write(path: &Path, content: &[u8]) -> Result<(), KeysError> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), KeysError> {
     let part = path.with_extension("part");
     let _ = fs::remove_file(&part);
     let mut file =

@@ -20,9 +20,10 @@ static DONE: AtomicBool = AtomicBool::new(false);
 async fn main() -> Result {
     znet_api::tls::install_provider();
     let mut args = std::env::args().skip(1);
-    let token: JoinToken = args.next().context("fleet TOKEN NODES")?.parse()?;
+    let token: JoinToken = args.next().context("fleet TOKEN NODES [NAME]")?.parse()?;
     let nodes: usize = args.next().context("fleet TOKEN NODES")?.parse()?;
-    let fleet = FleetNode::join_all(&token, "fleet", nodes).await?;
+    let name = args.next().unwrap_or_else(|| "fleet".to_owned());
+    let fleet = FleetNode::join_all(&token, &name, nodes).await?;
     println!("joined");
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {

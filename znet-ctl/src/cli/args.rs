@@ -10,6 +10,9 @@ use znet_api::rest::OperatorRole;
 use znet_api::tls::Pin;
 use znet_cli::Common;
 
+use crate::migrate::Side;
+use crate::store::Location;
+
 /// The controller of znet and the operator's command line.
 #[derive(Debug, Parser)]
 #[command(name = "znet-ctl", version, arg_required_else_help = true)]
@@ -151,6 +154,12 @@ pub enum Command {
         #[arg(long)]
         replace: bool,
     },
+    /// Move everything from one store to another
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  znet-ctl store migrate --from sqlite:/var/lib/znet-ctl --to etcd:http://e1:2379,http://e2:2379"
+    )]
+    Store(StoreCommand),
     /// Print the completions for a shell
     #[command(after_help = "Examples:\n  znet-ctl completions bash > /etc/bash_completion.d/znet-ctl")]
     Completions {
@@ -169,16 +178,23 @@ pub enum Command {
 /// How the controller is run.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  znet-ctl serve\n  znet-ctl serve --listen 0.0.0.0:7443 --advertise ctl.example.net:7443"
+    after_help = "Examples:\n  znet-ctl serve\n  znet-ctl serve --listen 0.0.0.0:7443 --advertise ctl.example.net:7443\n  znet-ctl serve --store etcd:http://e1:2379,http://e2:2379,http://e3:2379 --advertise c1:7443,c2:7443"
 )]
 pub struct ServeArgs {
     /// Where state and keys are kept; made at the first start
     #[arg(long, value_name = "DIR", default_value = "/var/lib/znet-ctl", env = "ZNET_CTL_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Where networks are kept: sqlite, or etcd:http://A:2379,http://B:2379[?prefix=/znet], in which several controllers serve
+    /// the same networks; with https:// it takes ?ca=FILE[&cert=FILE&key=FILE]
+    #[arg(long, value_name = "STORE", default_value = "sqlite", env = "ZNET_CTL_STORE")]
+    pub store: Location,
+    /// The file that opens the keys in etcd, the same for all controllers [default: store.key in the data directory]
+    #[arg(long, value_name = "FILE", env = "ZNET_CTL_STORE_KEY")]
+    pub store_key: Option<PathBuf>,
     /// The TCP port for agents and operators
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:7443", env = "ZNET_CTL_LISTEN")]
     pub listen: SocketAddr,
-    /// Where agents reach this controller, best first [default: the addresses of this machine]
+    /// Where agents reach this controller and the others on its store, best first [default: the addresses of this machine]
     #[arg(long, value_name = "HOST:PORT", env = "ZNET_CTL_ADVERTISE", value_delimiter = ',')]
     pub advertise: Vec<String>,
 }
@@ -248,6 +264,31 @@ pub enum NetworkCommand {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+}
+
+/// What can be done with stores.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Move everything from one store to another, keys included, and compare; no controller may be running on either
+    #[command(
+        after_help = "Examples:\n  znet-ctl store migrate --from sqlite:/var/lib/znet-ctl --to etcd:http://e1:2379,http://e2:2379\n  znet-ctl store migrate --from etcd:http://e1:2379 --to sqlite:/srv/znet --store-key /etc/znet/store.key\n\nThe source stays as it is: do not start a controller on it again."
+    )]
+    Migrate {
+        /// Where everything is: sqlite:DATA_DIR or etcd:…
+        #[arg(long, value_name = "STORE")]
+        from: Side,
+        /// Where everything goes, which must be empty
+        #[arg(long, value_name = "STORE")]
+        to: Side,
+        /// The file that opens the keys in etcd; made if nothing is there yet
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/var/lib/znet-ctl/store.key",
+            env = "ZNET_CTL_STORE_KEY"
+        )]
+        store_key: PathBuf,
     },
 }
 

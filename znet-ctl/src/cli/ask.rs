@@ -49,6 +49,7 @@ impl Asker {
             Command::Backup { file } => self.backup(&file).await,
             Command::Serve(_)
             | Command::Restore { .. }
+            | Command::Store(_)
             | Command::Completions { .. }
             | Command::Man { .. } => {
                 Err(Failure::new(Kind::Usage, "usage", "this command asks no controller"))

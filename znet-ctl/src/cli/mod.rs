@@ -7,6 +7,7 @@ mod files;
 mod members;
 mod networks;
 mod operators;
+mod store;
 mod watch;
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -43,12 +44,24 @@ fn dispatch(args: Args) -> Result {
         Command::Serve(serve) => {
             znet_cli::init_logging(&args.common.log_level, args.common.log_format);
             znet_cli::raise_open_files();
-            let (data_dir, listen, advertise) = (serve.data_dir, serve.listen, serve.advertise);
-            let options = ServeOptions { data_dir, listen, advertise, socket: args.socket };
+            let options = ServeOptions {
+                data_dir: serve.data_dir,
+                store: serve.store,
+                store_key: serve.store_key,
+                listen: serve.listen,
+                advertise: serve.advertise,
+                socket: args.socket,
+            };
             Ok(znet_cli::runtime(true)?.block_on(serve::run(options))?)
         }
         Command::Restore { file, data_dir, replace } => {
             files::restore(&file, &data_dir, replace, args.common.output)
+        }
+        Command::Store(args::StoreCommand::Migrate { from, to, store_key }) => {
+            znet_cli::init_logging(&args.common.log_level, args.common.log_format);
+            let moved = crate::migrate::migrate(&from, &to, &store_key);
+            store::report(znet_cli::runtime(false)?.block_on(moved)?, &to, args.common.output);
+            Ok(())
         }
         Command::Completions { shell } => {
             znet_cli::completions::<Args>(shell);
@@ -95,7 +108,9 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         let kind = match &error {
             ServeError::Keys(crate::keys::KeysError::InUse { .. }) => Kind::Conflict,
-            ServeError::Advertise { .. } => Kind::Usage,
+            ServeError::Advertise { .. } | ServeError::Keys(crate::keys::KeysError::StoreKey { .. }) => {
+                Kind::Usage
+            }
             _ => Kind::Failure,
         };
         Self::new(kind, "serve", error)

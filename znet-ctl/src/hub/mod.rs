@@ -1,5 +1,6 @@
 //! All networks of a controller, and who may operate them.
 
+mod follow;
 mod operators;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
 use znet_api::error::Problem;
-use znet_api::tls::{Pin, TlsError};
+use znet_api::tls::{Identity, Pin, TlsError};
 use znet_core::controller::{Network, NewNetwork, StateChange};
 use znet_core::id::{NetworkId, Revision};
 use znet_core::key::SigningKey;
@@ -17,7 +18,8 @@ use znet_core::name::Name;
 
 use crate::actor::Actor;
 use crate::clock::Clock;
-use crate::keys::{DataDir, KeysError};
+use crate::keyring::Keyring;
+use crate::keys::KeysError;
 use crate::metrics::{Metrics, NetworkFigures};
 use crate::network::{CommandError, Common, Hosted};
 use crate::store::{AuditNote, AuditRecord, Commit, Store, StoreError};
@@ -82,7 +84,8 @@ struct Networks {
 /// All networks of this controller.
 pub struct Hub {
     common: Common,
-    data: DataDir,
+    keys: Keyring,
+    identity: Identity,
     pin: Pin,
     advertise: Vec<String>,
     networks: RwLock<Networks>,
@@ -100,17 +103,21 @@ impl Hub {
     /// # Errors
     /// [`HubError`]: the store or the TLS key cannot be used. A network that cannot be served is no error of the hub.
     pub async fn start(
-        data: DataDir,
+        keys: impl Into<Keyring>,
         store: Arc<dyn Store>,
         clock: Clock,
         advertise: Vec<String>,
     ) -> Result<Arc<Self>, HubError> {
-        let pin = data.identity()?.pin()?;
+        let keys = keys.into();
+        let identity = keys.identity().await?;
+        let pin = identity.pin()?;
+        // Before anything is read: what changes from then on is heard of.
+        let news = follow::News::of(store.as_ref());
         let common = Common { store, clock, metrics: Arc::new(Metrics::new()), tasks: TaskTracker::new() };
         let operators = Operators::new(common.store.operators().await?);
         let mut networks = Networks::default();
         for entry in common.store.networks().await? {
-            match data.network_key(entry.id) {
+            match keys.network_key(entry.id).await {
                 Ok(key) => networks.insert(Hosted::start(entry.id, entry.name, key, &common)),
                 // The others are served all the same.
                 Err(error) => tracing::error!(network = %entry.name, %error, "the network cannot be served"),
@@ -119,16 +126,26 @@ impl Hub {
         for hosted in networks.by_id.values() {
             hosted.started().await;
         }
-        Ok(Arc::new(Self {
+        let hub = Arc::new(Self {
             common,
-            data,
+            keys,
+            identity,
             pin,
             advertise,
             networks: RwLock::new(networks),
             operators: ArcSwap::from_pointee(operators),
             changing: tokio::sync::Mutex::new(()),
             probed: tokio::sync::Mutex::new(None),
-        }))
+        });
+        if let Some(news) = news {
+            tokio::spawn(follow::run(Arc::downgrade(&hub), news));
+        }
+        Ok(hub)
+    }
+
+    /// The controller's TLS identity.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The pin of the controller's TLS key.
@@ -203,13 +220,16 @@ impl Hub {
             prefixes.into_iter().flatten().collect::<Vec<_>>().join(", ")
         );
         let audit = AuditNote { at: now, actor, action: "network.create", detail };
-        self.data.write_network_key(id, &key)?;
+        self.keys.write_network_key(id, &key).await?;
         let first = Commit { head: network.head(), changes, audit };
         let created = self.common.store.create_network(&new.name, first).await;
         self.common.metrics.command("network.create", if created.is_ok() { "ok" } else { "refused" });
         if let Err(error) = created {
-            // Left behind it would open nothing; that it cannot be removed is no reason to hide the other error.
-            let _ = self.data.remove_network_key(id);
+            // Where the store failed the network may have been created all the same. Otherwise: left behind the key would
+            // open nothing, and that it cannot be removed is no reason to hide the other error.
+            if !(error.is_failure() && self.common.store.shared().is_some()) {
+                let _ = self.keys.remove_network_key(id).await;
+            }
             return Err(error.into());
         }
         let hosted = Hosted::start(id, new.name.clone(), key, &self.common);
@@ -237,7 +257,7 @@ impl Hub {
         self.common.metrics.command("network.delete", "ok");
         hosted.deleted();
         self.networks.write().unwrap_or_else(PoisonError::into_inner).remove(hosted.id());
-        if let Err(error) = self.data.remove_network_key(hosted.id()) {
+        if let Err(error) = self.keys.remove_network_key(hosted.id()).await {
             tracing::warn!(network = %hosted.name(), %error, "the key of a deleted network is left behind");
         }
         Ok((nodes, containers))
@@ -285,7 +305,9 @@ impl Hub {
         // No network comes or goes meanwhile, so that store and keys belong together.
         let _changing = self.changing.lock().await;
         tracing::info!(%actor, "a backup is made");
-        crate::backup::make(&self.data, self.common.store.as_ref()).await
+        let none = StoreError::Unsupported { what: "be copied to a file without a data directory" };
+        let data = self.keys.data().ok_or(none)?;
+        crate::backup::make(data, self.common.store.as_ref()).await
     }
 
     /// Ends all streams of agents, as the controller is shutting down.
@@ -318,7 +340,7 @@ impl Networks {
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hub")
-            .field("data", &self.data)
+            .field("keys", &self.keys)
             .field("advertise", &self.advertise)
             .finish_non_exhaustive()
     }

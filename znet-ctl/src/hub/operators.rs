@@ -86,7 +86,7 @@ impl Hub {
         Ok(revoked)
     }
 
-    async fn reload_operators(&self) -> Result<(), CommandError> {
+    pub(super) async fn reload_operators(&self) -> Result<(), CommandError> {
         let operators = Operators::new(self.common.store.operators().await?);
         self.operators.store(operators.into());
         Ok(())

@@ -12,6 +12,7 @@
 mod audit;
 mod error;
 mod feed;
+mod others;
 mod presence;
 mod streams;
 mod supervisor;
@@ -294,6 +295,11 @@ impl Hosted {
     /// Ends all streams, as the controller is shutting down. Commands are still taken.
     pub fn end_streams(&self) {
         self.streams.close(&Problem::from(CommandError::Draining));
+    }
+
+    /// Ends all streams, as another controller may serve them better now. Agents that find none may come back.
+    pub fn send_away(&self, why: &StoreError) {
+        self.streams.end_all(&Problem::from(CommandError::Store(why.clone())));
     }
 
     /// Ends the task when it has done what waits.

@@ -56,6 +56,13 @@ impl Streams {
         }
     }
 
+    /// Ends all streams; new ones may be opened.
+    pub(super) fn end_all(&self, why: &Problem) {
+        for (_, (_, end)) in self.lock().open.drain() {
+            let _ = end.send(why.clone());
+        }
+    }
+
     /// Ends all streams and opens no more.
     pub(super) fn close(&self, why: &Problem) {
         let mut inner = self.lock();

@@ -9,12 +9,13 @@ use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChang
 use znet_core::id::NodeId;
 use znet_core::map::Delta;
 
+use super::others::Others;
 use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
 use crate::actor::Actor;
 use crate::store::{Commit, StoreError};
 
 /// How often a batch is decided anew because somebody else committed in between.
-const MAX_CONFLICTS: usize = 5;
+const MAX_CONFLICTS: usize = 30;
 /// How often a store that failed is tried, and how often a network that could not be loaded is.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often absent nodes are looked for.
@@ -40,10 +41,10 @@ struct Draft {
     deltas: Vec<Delta>,
 }
 
-struct Task {
-    hosted: Arc<Hosted>,
+pub(super) struct Task {
+    pub(super) hosted: Arc<Hosted>,
     /// The committed state, with the batch in hand applied.
-    working: Network,
+    pub(super) working: Network,
     /// The store's error since it failed.
     failed: Option<StoreError>,
 }
@@ -51,6 +52,8 @@ struct Task {
 /// Runs until the network is stopped, and then finishes what waits.
 pub(super) async fn run(hosted: Arc<Hosted>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
     let mut jobs = jobs.lock().await;
+    // Before the network is loaded: what is committed from then on is heard of.
+    let mut others = Others::of(&hosted);
     let Some(mut task) = Task::load(&hosted, &mut jobs).await else { return };
     let mut taken = Vec::with_capacity(MAX_BATCH);
     let mut last_tick = tokio::time::Instant::now();
@@ -61,9 +64,10 @@ pub(super) async fn run(hosted: Arc<Hosted>, jobs: Arc<Mutex<mpsc::Receiver<Job>
             biased;
             () = hosted.stop.cancelled() => break,
             () = tokio::time::sleep_until(tick) => {
-                task.tick().await;
+                task.tick(&mut others).await;
                 last_tick = tokio::time::Instant::now();
             }
+            () = others.heard() => task.follow(&others).await,
             _ = jobs.recv_many(&mut taken, MAX_BATCH) => task.jobs(&mut taken).await,
             () = hosted.wake.notified() => {}
         }
@@ -119,14 +123,15 @@ impl Task {
         }
     }
 
-    async fn tick(&mut self) {
+    async fn tick(&mut self, others: &mut Others) {
         if self.failed.is_some() {
             self.resume().await;
         }
         let hosted = self.hosted.clone();
         let now = hosted.common.clock.now();
         hosted.presence.expire(now);
-        let absent = hosted.presence.overdue(self.working.conf().ephemeral_ttl(), now);
+        others.report(&hosted, &self.working).await;
+        let absent = others.absent(&hosted, &self.working).await;
         if !absent.is_empty() && self.failed.is_none() {
             let (answer, _) = oneshot::channel();
             self.batch(vec![Request {
@@ -178,7 +183,13 @@ impl Task {
                     return answer(requests, draft.answers);
                 }
                 Err(StoreError::Conflict { .. }) => {
-                    if let Err(error) = self.reload().await {
+                    let took_back = hosted.read(|before, _| {
+                        self.working.revert(before, changes.iter().flatten());
+                    });
+                    if took_back.is_err() {
+                        return refuse_all(requests, &CommandError::Starting);
+                    }
+                    if let Err(error) = self.catch_up().await {
                         self.fail(error.clone());
                         return self.refuse(requests, &error);
                     }
@@ -293,7 +304,7 @@ impl Task {
     /// Tries the store. What it holds counts: a commit that it reported as failed may have happened.
     async fn resume(&mut self) {
         let tried = match self.hosted.common.store.probe().await {
-            Ok(()) => self.reload().await,
+            Ok(()) => self.catch_up().await,
             Err(error) => Err(error),
         };
         match tried {
@@ -306,6 +317,43 @@ impl Task {
                 self.failed = Some(error);
             }
         }
+    }
+
+    /// Takes over what others have committed, as if it had been decided here.
+    async fn follow(&mut self, others: &Others) {
+        // Its own commits are announced as well. And while the store fails it is tried from time to time in any case.
+        if self.failed.is_some() || !others.is_ahead_of(self.working.revision()) {
+            return;
+        }
+        match self.catch_up().await {
+            Ok(()) => {}
+            Err(StoreError::UnknownNetwork { .. }) => self.hosted.deleted(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// From the last revision that this process knows to the last that is committed. Costs what happened in between,
+    /// unless the log does not reach back or leads somewhere else.
+    async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let since = self.working.revision();
+        let log = match self.hosted.common.store.changes_since(self.hosted.id, since).await {
+            Ok(log) => log,
+            Err(StoreError::Compacted { .. }) => return self.reload().await,
+            Err(error) => return Err(error),
+        };
+        let (mut changes, mut deltas) = (Vec::with_capacity(log.len()), Vec::with_capacity(log.len()));
+        for logged in log {
+            deltas.push(self.working.apply(&logged.changes));
+            if self.working.head() != logged.head {
+                tracing::warn!(network = %self.hosted.name, "the change log leads elsewhere; loading the network");
+                return self.reload().await;
+            }
+            changes.push(logged.changes);
+        }
+        if !changes.is_empty() {
+            self.publish(&changes, &deltas);
+        }
+        Ok(())
     }
 
     async fn reload(&mut self) -> Result<(), StoreError> {

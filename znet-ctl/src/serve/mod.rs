@@ -20,8 +20,9 @@ use znet_api::tls::{TlsError, server_config};
 
 use crate::clock::Clock;
 use crate::hub::{Hub, HubError};
+use crate::keyring::Keyring;
 use crate::keys::{DataDir, KeysError};
-use crate::store::{SqliteStore, StoreError};
+use crate::store::{Location, StoreError};
 use connection::Doors;
 
 /// How long connections may take to end once the process drains.
@@ -34,6 +35,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeOptions {
     /// Where state and keys are.
     pub data_dir: PathBuf,
+    /// Where networks are kept.
+    pub store: Location,
+    /// What opens the keys in a shared store; in the data directory when absent.
+    pub store_key: Option<PathBuf>,
     /// The TLS port for agents and operators.
     pub listen: SocketAddr,
     /// Where agents reach this controller, `HOST:PORT`, best first; the machine's own addresses when empty.
@@ -96,10 +101,8 @@ pub async fn run(options: ServeOptions) -> Result<(), ServeError> {
         return Err(ServeError::Advertise { text: text.clone() });
     }
     let data = DataDir::open(&options.data_dir)?;
-    let tls = Arc::new(server_config(&data.identity()?)?);
-    let file = data.store_file();
-    let store = tokio::task::spawn_blocking(move || SqliteStore::open(&file)).await;
-    let store = store.unwrap_or_else(|error| Err(StoreError::Unavailable { why: error.to_string() }))?;
+    let store = options.store.open(data.store_file()).await?;
+    let keys = Keyring::open(data, &store, options.store_key.as_deref()).await?;
     let listen = |source| ServeError::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
@@ -109,7 +112,8 @@ pub async fn run(options: ServeOptions) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
     let advertise =
         if options.advertise.is_empty() { addresses::own(address) } else { options.advertise.clone() };
-    let hub = Hub::start(data, Arc::new(store), Clock::system(), advertise).await?;
+    let hub = Hub::start(keys, store, Clock::system(), advertise).await?;
+    let tls = Arc::new(server_config(hub.identity())?);
     let server = Server {
         doors: Doors::new(hub.clone(), tls),
         stop: CancellationToken::new(),
@@ -121,6 +125,7 @@ pub async fn run(options: ServeOptions) -> Result<(), ServeError> {
         %address,
         socket = %options.socket.display(),
         data_dir = %options.data_dir.display(),
+        store = %options.store,
         pin = %hub.pin(),
         advertise = hub.advertise().join(" "),
         networks = hub.networks().len(),

@@ -12,7 +12,9 @@ use znet_core::map::{Digest, Head};
 use znet_core::name::{Name, NameError};
 use znet_core::time::Timestamp;
 
-use super::{AuditNote, CHANGES_KEPT, Commit, MAX_AUDIT_PAGE, Operator, Store, StoreError};
+use super::{
+    AuditNote, AuditRecord, CHANGES_KEPT, Commit, Logged, MAX_AUDIT_PAGE, Moved, Operator, Store, StoreError,
+};
 use crate::actor::{Actor, Role, Scope};
 
 /// Steps of the comparison with a model.
@@ -65,6 +67,7 @@ where
     operators_come_and_go(&fresh().await).await?;
     commits_are_announced(&fresh().await).await?;
     rows_are_those_of_a_model(&fresh().await).await?;
+    what_is_taken_over_goes_on(&fresh().await).await?;
     a_closed_store_says_so(&fresh().await).await
 }
 
@@ -310,6 +313,43 @@ async fn rows_are_those_of_a_model(store: &dyn Store) -> Verdict {
     let loaded = store.load(acme).await?;
     let expected: Vec<Row> = model.into_values().collect();
     same(RULE, &(loaded.revision, sorted(loaded.rows)), &(Revision::new(revision), sorted(expected)))
+}
+
+async fn what_is_taken_over_goes_on(store: &dyn Store) -> Verdict {
+    const RULE: &str = "a network out of another store is as it was there, and goes on from there";
+    let acme = id(1);
+    let logged = |revision| Logged { head: head(acme, revision), changes: vec![put(revision)] };
+    let log: Vec<Logged> = (41..=50).map(logged).collect();
+    let rows: Vec<Row> = [conf(acme, "acme")?].into_iter().chain((1..=50).map(resting)).collect();
+    let name: Name = "acme".parse()?;
+    let moved = Moved { head: head(acme, 50), name: name.clone(), rows: rows.clone(), log: log.clone() };
+    let record = |n: u64| AuditRecord {
+        seq: n * 1000,
+        network: n.is_multiple_of(2).then_some(acme),
+        revision: None,
+        at: now(),
+        actor: "somebody".to_owned(),
+        action: format!("old-{n}"),
+        detail: String::new(),
+    };
+    store.adopt(moved.clone()).await?;
+    store.adopt_rest(Vec::new(), (1..=120).map(record).collect()).await?;
+    let loaded = store.load(acme).await?;
+    same(RULE, &(loaded.revision, sorted(loaded.rows)), &(Revision::new(50), sorted(rows)))?;
+    same(RULE, &store.changes_since(acme, Revision::new(40)).await?, &log)?;
+    let before = store.changes_since(acme, Revision::new(39)).await;
+    same(RULE, &before, &Err(StoreError::Compacted { oldest: Revision::new(40) }))?;
+    let conflict = StoreError::Conflict { network: acme, expected: Revision::ZERO, found: Revision::new(50) };
+    same(RULE, &store.adopt(moved.clone()).await, &Err(conflict))?;
+    let other = Moved { head: head(id(2), 50), ..moved };
+    same(RULE, &store.adopt(other).await, &Err(StoreError::NameTaken { name }))?;
+    store.commit(acme, Revision::new(50), vec![commit(acme, 51, vec![put(51), remove(1)])]).await?;
+    let loaded = store.load(acme).await?;
+    same(RULE, &(loaded.revision, loaded.rows.len()), &(Revision::new(51), 51))?;
+    let actions = |records: Vec<AuditRecord>| records.into_iter().map(|r| r.action).collect::<Vec<_>>();
+    let all: Vec<String> = (1..=120).map(|n| format!("old-{n}")).chain(["test".to_owned()]).collect();
+    same(RULE, &actions(store.audit(None, 0, MAX_AUDIT_PAGE).await?), &all)?;
+    same(RULE, &store.audit(Some(acme), 0, MAX_AUDIT_PAGE).await?.len(), &61)
 }
 
 async fn a_closed_store_says_so(store: &dyn Store) -> Verdict {

@@ -13,7 +13,7 @@ use znet_core::name::Name;
 use super::revisions::Revisions;
 use super::{
     AUDIT_KEPT, AuditNote, AuditRecord, CHANGES_KEPT, Commit, Loaded, Logged, MAX_AUDIT_PAGE, MAX_NETWORKS,
-    MAX_OPERATORS, NetworkEntry, Operator, Store, StoreError,
+    MAX_OPERATORS, Moved, NetworkEntry, Operator, Store, StoreError,
 };
 
 /// Keeps everything in memory and loses it with the process.
@@ -237,6 +237,38 @@ impl Store for MemoryStore {
 
     async fn copy_to(&self, _path: &Path) -> Result<(), StoreError> {
         Err(StoreError::Unsupported { what: "be copied to a file, as it is in memory alone" })
+    }
+
+    async fn adopt(&self, network: Moved) -> Result<(), StoreError> {
+        let Moved { head, name, rows, log } = network;
+        let (network, revision) = (head.network, head.revision);
+        let mut inner = self.lock();
+        inner.writable()?;
+        if let Some(kept) = inner.networks.get(&network) {
+            return Err(StoreError::Conflict { network, expected: Revision::ZERO, found: kept.revision });
+        }
+        if inner.networks.values().any(|kept| kept.name == name) {
+            return Err(StoreError::NameTaken { name });
+        }
+        let rows = rows.into_iter().map(|row| (row.key(), row)).collect();
+        inner.networks.insert(network, Kept { name, revision, rows, log: log.into() });
+        drop(inner);
+        self.revisions.announce(network, revision);
+        Ok(())
+    }
+
+    async fn adopt_rest(&self, operators: Vec<Operator>, audit: Vec<AuditRecord>) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.writable()?;
+        for operator in operators {
+            inner.operators.insert(*operator.id.as_bytes(), operator);
+        }
+        for record in audit {
+            inner.last_seq += 1;
+            let seq = inner.last_seq;
+            inner.audit.push_back(AuditRecord { seq, ..record });
+        }
+        Ok(())
     }
 
     async fn close(&self) {

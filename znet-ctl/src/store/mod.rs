@@ -9,6 +9,7 @@
 
 pub mod conformance;
 pub mod etcd;
+mod location;
 mod memory;
 mod revisions;
 pub mod sqlite;
@@ -28,6 +29,7 @@ use znet_core::time::Timestamp;
 use crate::actor::{Actor, Role, Scope};
 
 pub use etcd::EtcdStore;
+pub use location::Location;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 pub use znet_core::feed::Logged;
@@ -188,6 +190,19 @@ pub struct Loaded {
     pub rows: Vec<Row>,
 }
 
+/// A network with its history, on its way from one store to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The head at its revision.
+    pub head: Head,
+    /// Its name.
+    pub name: Name,
+    /// Its rows.
+    pub rows: Vec<Row>,
+    /// The end of its change log, up to the head.
+    pub log: Vec<Logged>,
+}
+
 /// An operator's bearer token as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
@@ -307,6 +322,25 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unsupported`] where there is no such file form, or a failure.
     async fn copy_to(&self, path: &Path) -> Result<(), StoreError>;
+
+    /// Takes over a network out of another store, as it was there. It is there whole or not at all.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the network exists, [`StoreError::NameTaken`], or a failure.
+    async fn adopt(&self, network: Moved) -> Result<(), StoreError> {
+        let _ = network;
+        Err(StoreError::Unsupported { what: "take networks over" })
+    }
+
+    /// Takes over what belongs to no network's state: operators, and the audit trail, whose records get new numbers in
+    /// the same order.
+    ///
+    /// # Errors
+    /// A failure. Part of it may be there then.
+    async fn adopt_rest(&self, operators: Vec<Operator>, audit: Vec<AuditRecord>) -> Result<(), StoreError> {
+        let _ = (operators, audit);
+        Err(StoreError::Unsupported { what: "take operators over" })
+    }
 
     /// Finishes what was accepted and lets go of all files. Later calls fail with [`StoreError::Unavailable`].
     async fn close(&self);

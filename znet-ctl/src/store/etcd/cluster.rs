@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -29,8 +30,9 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long to wait before the next attempt, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
-/// How often a silent connection is probed, and how long a probe may go unanswered.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(1500));
+/// How often a silent connection is probed, and how long a probe may go unanswered. etcd hangs up on who probes more often
+/// than every five seconds; the watch finds out sooner, by asking.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(2));
 /// Largest answer that is taken. Pages are chosen so that they are far below it.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -46,6 +48,8 @@ pub(super) struct Answer<T> {
 pub(super) struct Cluster {
     members: Arc<[Client]>,
     current: Arc<AtomicUsize>,
+    /// Whether anybody answers, as whoever watches says.
+    reachable: watch::Sender<bool>,
 }
 
 impl Cluster {
@@ -59,7 +63,7 @@ impl Cluster {
             let client = Client::from_channel(channel, Some(options)).await;
             members.push(client.map_err(|error| StoreError::Unavailable { why: why(&error) })?);
         }
-        Ok(Self { members: members.into(), current: Arc::default() })
+        Ok(Self { members: members.into(), current: Arc::default(), reachable: watch::Sender::new(true) })
     }
 
     /// A member to talk to, and what says that it failed.
@@ -74,7 +78,17 @@ impl Cluster {
         let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Asks until somebody answers.
+    /// Whether anybody answers, and its changes.
+    pub(super) fn reachable(&self) -> watch::Receiver<bool> {
+        self.reachable.subscribe()
+    }
+
+    /// Says whether anybody answers; whether that is news.
+    pub(super) fn set_reachable(&self, reachable: bool) -> bool {
+        self.reachable.send_if_modified(|before| std::mem::replace(before, reachable) != reachable)
+    }
+
+    /// Asks until somebody answers, or it is known that nobody does.
     pub(super) async fn call<T, F, Fut>(&self, request: F) -> Result<Answer<T>, StoreError>
     where
         F: Fn(Client) -> Fut,
@@ -82,9 +96,16 @@ impl Cluster {
     {
         let deadline = Instant::now() + PATIENCE;
         let (mut pause, mut repeated) = (PAUSE.0, false);
+        let mut reachable = self.reachable();
+        let there = *reachable.borrow_and_update();
         loop {
             let (at, client) = self.member().ok_or_else(nobody)?;
-            let failure = match tokio::time::timeout(ATTEMPT, request(client)).await {
+            let attempt = tokio::select! {
+                attempt = tokio::time::timeout(ATTEMPT, request(client)) => attempt,
+                // Not for the length of an attempt that has no hope: somebody waits, and may ask another controller.
+                _ = reachable.wait_for(|now| !now), if there => return Err(out_of_reach()),
+            };
+            let failure = match attempt {
                 Ok(Ok(value)) => return Ok(Answer { value, repeated }),
                 Ok(Err(error)) => {
                     if !is_passing(&error) {
@@ -99,7 +120,7 @@ impl Cluster {
                 }
             };
             self.failed(at);
-            if Instant::now() + pause >= deadline {
+            if !there || Instant::now() + pause >= deadline {
                 return Err(StoreError::Unavailable { why: failure });
             }
             tokio::time::sleep(pause).await;
@@ -112,6 +133,10 @@ impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Cluster({} members)", self.members.len())
     }
+}
+
+fn out_of_reach() -> StoreError {
+    StoreError::Unavailable { why: "no member of the cluster answers".to_owned() }
 }
 
 fn nobody() -> StoreError {

@@ -21,9 +21,9 @@ const FOLD_AFTER: u64 = 512;
 /// After how many a commit waits for it, so that the log has a bound however fast commits come.
 const FOLD_AT_LATEST: u64 = CHANGES_KEPT;
 /// Most rows of one transaction: etcd takes 128 operations.
-const MAX_ROWS: usize = 100;
+pub(super) const MAX_ROWS: usize = 100;
 /// Most bytes of the rows of one transaction.
-const MAX_BYTES: usize = 512 * 1024;
+pub(super) const MAX_BYTES: usize = 512 * 1024;
 /// After how many folds of this process the audit trail is shortened.
 const TRAIL_EVERY: u64 = 64;
 

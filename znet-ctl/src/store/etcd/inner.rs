@@ -37,7 +37,6 @@ pub(super) struct Inner {
     /// The newest revisions that were heard of.
     newest: Mutex<HashMap<NetworkId, Revision>>,
     pub(super) catalogue: watch::Sender<u64>,
-    pub(super) reachable: watch::Sender<bool>,
     last_seq: AtomicU64,
     pub(super) folds: Folds,
     pub(super) closed: CancellationToken,
@@ -85,7 +84,6 @@ impl Inner {
             revisions: Revisions::default(),
             newest: Mutex::default(),
             catalogue: watch::Sender::new(0),
-            reachable: watch::Sender::new(true),
             last_seq: AtomicU64::new(0),
             folds: Folds::default(),
             closed: CancellationToken::new(),

@@ -4,8 +4,9 @@
 //! the same revision one wins, whatever either believed; the other is told and decides anew. What others commit is heard
 //! by a watch (see [`observe`]). The change log is the truth, and rows are folded out of it (see [`fold`]).
 //!
-//! No secret is here that opens anything: keys are sealed before they come here.
+//! No secret is here that opens anything: keys are sealed before they come here (see [`crate::keyring`]).
 
+mod adopt;
 mod audit;
 mod cluster;
 mod commit;
@@ -27,8 +28,8 @@ use znet_core::id::{NetworkId, Revision, TokenId};
 use znet_core::name::Name;
 
 use super::{
-    AuditNote, AuditRecord, Commit, Loaded, Logged, MAX_AUDIT_PAGE, NetworkEntry, Operator, SharedStore,
-    Store, StoreError,
+    AuditNote, AuditRecord, Commit, Loaded, Logged, MAX_AUDIT_PAGE, Moved, NetworkEntry, Operator,
+    SharedStore, Store, StoreError,
 };
 use cluster::Cluster;
 use inner::{Inner, absent, get, put, tag};
@@ -153,6 +154,14 @@ impl Store for EtcdStore {
         Err(StoreError::Unsupported {
             what: "be copied to a file, as it is in etcd; use `znet-ctl store migrate`, or `etcdctl snapshot save`",
         })
+    }
+
+    async fn adopt(&self, network: Moved) -> Result<(), StoreError> {
+        self.inner.adopt(network).await
+    }
+
+    async fn adopt_rest(&self, operators: Vec<Operator>, audit: Vec<AuditRecord>) -> Result<(), StoreError> {
+        self.inner.adopt_rest(operators, audit).await
     }
 
     async fn close(&self) {

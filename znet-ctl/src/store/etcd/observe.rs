@@ -16,10 +16,14 @@ use crate::store::StoreError;
 
 /// How long a member may take to begin a watch.
 const BEGIN: Duration = Duration::from_secs(1);
+/// How often a member that is watched is asked how far it is, which it answers whatever else there is to say.
+const BEAT: Duration = Duration::from_millis(500);
+/// After how long without a word it counts as gone.
+const SILENCE: Duration = Duration::from_millis(1700);
 /// How long to wait before the next member is tried.
 const PAUSE: Duration = Duration::from_millis(100);
 /// After how long without a watch the cluster counts as out of reach: an election is over by then.
-const LOST_AFTER: Duration = Duration::from_millis(2500);
+const LOST_AFTER: Duration = Duration::from_secs(3);
 
 /// Watches until the store is closed.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -42,7 +46,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
             }
             inner.cluster.failed(at);
         }
-        if heard.elapsed() > LOST_AFTER && inner.reachable.send_replace(false) {
+        if heard.elapsed() > LOST_AFTER && inner.cluster.set_reachable(false) {
             tracing::warn!("no member of the cluster answers");
         }
         tokio::time::sleep(PAUSE).await;
@@ -61,21 +65,30 @@ async fn watch(inner: Arc<Inner>, client: Client) -> Result<Instant, StoreError>
     let options = WatchOptions::new().with_prefix().with_start_revision(at.saturating_add(1));
     let mut watching = client.watch_client();
     let begun = tokio::time::timeout(BEGIN, watching.watch(prefix, Some(options))).await.map_err(late)?;
-    let mut events = begun.map_err(|error| translate(&error))?;
-    if !inner.reachable.send_replace(true) {
+    let (mut asking, mut events) = begun.map_err(|error| translate(&error))?.split();
+    if inner.cluster.set_reachable(true) {
         tracing::info!("the cluster answers again");
     }
+    let (mut heard, mut beat) = (Instant::now(), tokio::time::interval(BEAT));
     loop {
-        match events.message().await {
-            Ok(Some(message)) if !message.canceled() => {
-                for event in message.events() {
-                    let Some(pair) = event.kv() else { continue };
-                    let there = event.event_type() == EventType::Put;
-                    happened(&inner, text("a key", pair.key())?, there.then(|| pair.value()))?;
+        tokio::select! {
+            message = events.message() => match message {
+                Ok(Some(message)) if !message.canceled() => {
+                    heard = Instant::now();
+                    for event in message.events() {
+                        let Some(pair) = event.kv() else { continue };
+                        let there = event.event_type() == EventType::Put;
+                        happened(&inner, text("a key", pair.key())?, there.then(|| pair.value()))?;
+                    }
+                }
+                // Cancelled, as the member has no leader or compacted too much; ended; or broken.
+                _ => return Ok(heard),
+            },
+            _ = beat.tick() => {
+                if heard.elapsed() > SILENCE || asking.request_progress().await.is_err() {
+                    return Ok(heard);
                 }
             }
-            // Cancelled, ended or broken: until now it was heard of.
-            _ => return Ok(Instant::now()),
         }
     }
 }

@@ -22,7 +22,7 @@ impl SharedStore for EtcdStore {
     }
 
     fn reachable(&self) -> watch::Receiver<bool> {
-        self.inner.reachable.subscribe()
+        self.inner.cluster.reachable()
     }
 
     async fn report_present(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {

@@ -5,7 +5,9 @@ use znet_core::controller::StateChange;
 use znet_core::id::{Epoch, NetworkId, Revision};
 use znet_core::map::{Digest, Head};
 
-use crate::store::{AuditNote, Commit, Logged, StoreError};
+use znet_core::name::Name;
+
+use crate::store::{AuditNote, Commit, Logged, Moved, StoreError};
 
 /// A commit in the form in which it is written, made by the caller and not by the one thread that writes.
 #[derive(Debug)]
@@ -25,6 +27,30 @@ impl Encoded {
         };
         let rows = commit.changes.iter().map(row).collect::<Result<_, StoreError>>()?;
         Ok(Self { head: commit.head, rows, steps: json(&commit.changes)?, audit: commit.audit })
+    }
+}
+
+/// A network with its history in the form in which it is written.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    pub(super) head: Head,
+    pub(super) name: Name,
+    /// Keys and values.
+    pub(super) rows: Vec<(String, String)>,
+    /// Heads, and what changed.
+    pub(super) log: Vec<(Head, String)>,
+}
+
+impl Adopted {
+    pub(super) fn new(moved: &Moved) -> Result<Self, StoreError> {
+        let rows = moved.rows.iter().map(|row| Ok((json(&row.key())?, json(row)?)));
+        let log = moved.log.iter().map(|logged| Ok((logged.head, json(&logged.changes)?)));
+        Ok(Self {
+            head: moved.head,
+            name: moved.name.clone(),
+            rows: rows.collect::<Result<_, StoreError>>()?,
+            log: log.collect::<Result<_, StoreError>>()?,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! transaction, so that one flush to the disk pays for all of them; each commit stands in a savepoint of its own and
 //! has a result of its own. Readers have connections of their own and go on when writing fails.
 
+mod adopt;
 mod encode;
 mod error;
 mod read;
@@ -22,9 +23,10 @@ use znet_core::name::Name;
 
 use super::revisions::Revisions;
 use super::{
-    AuditNote, AuditRecord, Commit, Loaded, Logged, MAX_AUDIT_PAGE, NetworkEntry, Operator, Store, StoreError,
+    AuditNote, AuditRecord, Commit, Loaded, Logged, MAX_AUDIT_PAGE, Moved, NetworkEntry, Operator, Store,
+    StoreError,
 };
-use encode::Encoded;
+use encode::{Adopted, Encoded};
 use write::{Job, Write};
 
 pub use schema::FORMAT;
@@ -182,6 +184,18 @@ impl Store for SqliteStore {
         // A connection of its own: a long copy must not make other readers wait.
         let task = tokio::task::spawn_blocking(move || schema::copy(&from, &to));
         task.await.unwrap_or_else(|error| Err(StoreError::Unavailable { why: error.to_string() }))
+    }
+
+    async fn adopt(&self, network: Moved) -> Result<(), StoreError> {
+        let adopted = Adopted::new(&network)?;
+        let head = network.head;
+        self.write(Write::Adopt(adopted)).await?;
+        self.revisions.announce(head.network, head.revision);
+        Ok(())
+    }
+
+    async fn adopt_rest(&self, operators: Vec<Operator>, audit: Vec<AuditRecord>) -> Result<(), StoreError> {
+        self.write(Write::AdoptRest { operators, audit }).await.map(drop)
     }
 
     async fn close(&self) {

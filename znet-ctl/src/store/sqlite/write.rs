@@ -7,11 +7,14 @@ use tokio::sync::{mpsc, oneshot};
 use znet_core::id::{NetworkId, Revision, TokenId};
 use znet_core::name::Name;
 
-use super::encode::Encoded;
+use super::adopt;
+use super::encode::{Adopted, Encoded};
 use super::error::translate;
 use super::read;
 use crate::actor::Scope;
-use crate::store::{AUDIT_KEPT, AuditNote, CHANGES_KEPT, MAX_NETWORKS, MAX_OPERATORS, Operator, StoreError};
+use crate::store::{
+    AUDIT_KEPT, AuditNote, AuditRecord, CHANGES_KEPT, MAX_NETWORKS, MAX_OPERATORS, Operator, StoreError,
+};
 
 /// Most writes of one transaction; those that come later wait for the next.
 const MAX_GROUP: usize = 256;
@@ -26,6 +29,8 @@ pub(super) enum Write {
     Commit { network: NetworkId, expected: Revision, commits: Vec<Encoded> },
     AddOperator { operator: Operator, audit: AuditNote },
     RemoveOperator { id: TokenId, audit: AuditNote },
+    Adopt(Adopted),
+    AdoptRest { operators: Vec<Operator>, audit: Vec<AuditRecord> },
     Probe,
     Close,
 }
@@ -90,7 +95,7 @@ fn write_group(connection: &mut Connection, group: &mut Vec<Job>, path: &Path) {
 }
 
 /// Why one write, or all of the group, did not happen.
-enum Failure {
+pub(super) enum Failure {
     Sqlite(rusqlite::Error),
     Store(StoreError),
 }
@@ -166,6 +171,8 @@ fn write_one(connection: &Connection, write: &Write) -> Result<bool, Failure> {
             }
             note(connection, None, None, audit)?;
         }
+        Write::Adopt(adopted) => adopt::network(connection, adopted)?,
+        Write::AdoptRest { operators, audit } => adopt::rest(connection, operators, audit)?,
         Write::Probe => {
             connection.execute("UPDATE probe SET count = count + 1", [])?;
         }
@@ -175,6 +182,12 @@ fn write_one(connection: &Connection, write: &Write) -> Result<bool, Failure> {
 }
 
 fn create(connection: &Connection, network: NetworkId, name: &Name, first: &Encoded) -> Result<(), Failure> {
+    let n = add(connection, network, name)?;
+    put(connection, n, std::slice::from_ref(first))
+}
+
+/// Adds a network without anything in it, and returns its number.
+pub(super) fn add(connection: &Connection, network: NetworkId, name: &Name) -> Result<i64, Failure> {
     match read::find(connection, network) {
         Ok((_, found)) => {
             return Err(StoreError::Conflict { network, expected: Revision::ZERO, found }.into());
@@ -193,7 +206,7 @@ fn create(connection: &Connection, network: NetworkId, name: &Name, first: &Enco
         "INSERT INTO networks (id, name, revision) VALUES (?1, ?2, 0)",
         (network.as_bytes().as_slice(), name.as_str()),
     )?;
-    put(connection, connection.last_insert_rowid(), std::slice::from_ref(first))
+    Ok(connection.last_insert_rowid())
 }
 
 fn put(connection: &Connection, n: i64, commits: &[Encoded]) -> Result<(), Failure> {
@@ -224,7 +237,7 @@ fn put(connection: &Connection, n: i64, commits: &[Encoded]) -> Result<(), Failu
     Ok(())
 }
 
-fn add_operator(connection: &Connection, operator: &Operator) -> Result<(), Failure> {
+pub(super) fn add_operator(connection: &Connection, operator: &Operator) -> Result<(), Failure> {
     let network = match operator.scope {
         Scope::All => None,
         Scope::Network(network) => Some(network.as_bytes().to_vec()),

@@ -1,0 +1,210 @@
+//! Several controllers over etcd: members and controllers killed, cut off and asleep, while nothing is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use netns_harness::{Process, Signal, probe};
+
+use znet_tests::{Cluster, Controller, FIRST_PACKET, NetworkSpec, Node, Result, program};
+
+const SOON: Duration = Duration::from_secs(20);
+/// Within what time agents have another controller.
+const MOVE: Duration = Duration::from_secs(5);
+
+fn acme(controller: &Controller) -> Result<String> {
+    controller.create_network(&NetworkSpec { name: "acme", prefixes: &["10.64.0.0/10"], rest: None })
+}
+
+/// All containers by name, each with its addresses; no address is there twice.
+fn containers(controller: &Controller) -> Result<BTreeMap<String, Vec<String>>> {
+    let all = controller.json(&["container", "list", "acme"])?;
+    let (mut addresses, mut found) = (BTreeSet::new(), BTreeMap::new());
+    for container in all.as_array().unwrap() {
+        let own = container["addresses"].as_array().unwrap().iter();
+        let own: Vec<String> = own.map(|address| address.as_str().unwrap().to_owned()).collect();
+        assert!(own.iter().all(|address| addresses.insert(address.clone())), "given twice: {own:?}");
+        found.insert(container["name"].as_str().unwrap().to_owned(), own);
+    }
+    Ok(found)
+}
+
+/// Waits until a controller knows what the other one does.
+fn wait_equal(one: &Controller, other: &Controller) -> Result {
+    let equal = || (containers(one).ok()? == containers(other).ok()?).then_some(());
+    Ok(probe::until("both controllers to know the same", SOON, equal)?)
+}
+
+/// Attaches as soon as there is a controller again; returns how long that took.
+fn attach_again(node: &Node, name: &str, since: Instant) -> Result<Duration> {
+    let mut attempt = 0;
+    let attached = || {
+        // Each with a namespace of its own.
+        attempt += 1;
+        node.attach_with("acme", &format!("{name}-{attempt}"), &[]).ok()
+    };
+    probe::until("an attach to be taken", SOON, attached)?;
+    Ok(since.elapsed())
+}
+
+#[test]
+fn agents_move_within_5_seconds_from_a_controller_that_is_killed_or_cut_off_and_links_lose_no_packet()
+-> Result {
+    let mut cluster = Cluster::new("etcd-move")?;
+    let first = acme(&cluster.controllers[0])?;
+    let known = || cluster.controllers[1].json(&["network", "show", "acme"]).ok();
+    probe::until("the second controller to know the network", SOON, known)?;
+    let second = cluster.controllers[1].token("acme", &[])?;
+    let (n1, n2) = (cluster.node("n1", &first)?, cluster.node("n2", &second)?);
+    n1.wait_connected("acme")?;
+    n2.wait_connected("acme")?;
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    b.wait_reaches(a.v6()?, FIRST_PACKET)?;
+    let pinging = a.command("ping").args(["-i", "0.02", &b.v6()?.to_string()]).spawn("ping")?;
+
+    // n1 is with the first controller, which dies without a word.
+    cluster.controllers[0].kill()?;
+    let took = attach_again(&n1, "after-kill", Instant::now())?;
+    assert!(took <= MOVE, "it took n1 {took:?} to find the other controller");
+    cluster.controllers[0].launch()?;
+    wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
+
+    // Both are with the second one now, which falls silent to agents and to etcd.
+    let host = cluster.controllers[1].host().clone();
+    Cluster::cut_off(&host)?;
+    let cut = Instant::now();
+    let took = (attach_again(&n1, "after-cut", cut)?, attach_again(&n2, "after-cut-too", cut)?);
+    assert!(took.0 <= MOVE && took.1 <= MOVE, "it took {took:?} to find the other controller");
+    // What happens meanwhile it learns when it is back.
+    cluster.controllers[0].ctl(&["reservation", "add", "acme", "meanwhile"])?;
+    Cluster::heal(&host)?;
+    wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
+    let there = || {
+        let all = cluster.controllers[1].json(&["reservation", "list", "acme"]).ok()?;
+        (all.as_array()?.len() == 1).then_some(())
+    };
+    probe::until("the controller that was cut off to catch up", SOON, there)?;
+    // And it takes changes again.
+    let taken = || cluster.controllers[1].ctl(&["reservation", "add", "acme", "after"]).ok();
+    probe::until("the controller that was cut off to take changes", SOON, taken)?;
+
+    // Both are with the first one now, which agents still reach while etcd does not answer it.
+    let host = cluster.controllers[0].host().clone();
+    Cluster::cut_off_from_etcd(&host)?;
+    let cut = Instant::now();
+    let took = (attach_again(&n1, "after-etcd", cut)?, attach_again(&n2, "after-etcd-too", cut)?);
+    assert!(took.0 <= MOVE && took.1 <= MOVE, "it took {took:?} to find the other controller");
+    Cluster::heal(&host)?;
+    wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
+
+    assert_no_loss(&pinging)?;
+    cluster.lab.passed();
+    Ok(())
+}
+
+fn assert_no_loss(pinging: &Process) -> Result {
+    pinging.signal(Signal::SIGINT)?;
+    pinging.wait(SOON)?;
+    let text = pinging.stdout()?;
+    assert!(text.contains(" 0% packet loss"), "{}", text.lines().last().unwrap_or_default());
+    Ok(())
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_and_no_address_given_twice_while_leaders_and_controllers_are_killed() -> Result
+{
+    let mut cluster = Cluster::new("etcd-kill")?;
+    let tokens = [acme(&cluster.controllers[0])?, {
+        let token = || cluster.controllers[1].token("acme", &[]).ok();
+        probe::until("the second controller to know the network", SOON, token)?
+    }];
+    // A fleet at each controller; both write to the same network all the time.
+    let mut fleets = Vec::new();
+    for (number, token) in tokens.iter().enumerate() {
+        let host = cluster.controllers[number].host();
+        let name = format!("fleet{number}");
+        fleets.push(host.command(program("fleet")?).args([token.as_str(), "6", &name]).spawn(&name)?);
+    }
+    let acknowledged = || -> Result<BTreeMap<String, Vec<String>>> {
+        let mut all = BTreeMap::new();
+        for fleet in &fleets {
+            for ack in fleet.stdout()?.lines().filter_map(|line| line.strip_prefix("ack ")) {
+                let mut words = ack.split(' ').map(str::to_owned);
+                all.insert(words.next().unwrap(), words.collect());
+            }
+        }
+        Ok(all)
+    };
+    let go_on = |what: &str| -> Result {
+        let before = acknowledged()?.len();
+        let more = || acknowledged().ok().filter(|acks| acks.len() > before + 20);
+        probe::until(what, SOON, more)?;
+        Ok(())
+    };
+    go_on("the fleets to begin")?;
+    for round in 0..3_u64 {
+        cluster.kill_the_leader()?;
+        go_on("the fleets to go on under another leader")?;
+        for number in [0, 1] {
+            // Each round kills at another moment of a commit.
+            std::thread::sleep(Duration::from_micros(700 * (2 * round + number)));
+            let number = usize::try_from(number)?;
+            cluster.controllers[number].kill()?;
+            go_on("the fleets to go on at the other controller")?;
+            cluster.controllers[number].launch()?;
+        }
+    }
+    // And a member that is cut off for a while.
+    let follower = cluster.follower()?;
+    Cluster::cut_off(cluster.member_host(follower)?)?;
+    go_on("the fleets to go on without a member")?;
+    Cluster::heal(cluster.member_host(follower)?)?;
+    for fleet in &fleets {
+        fleet.signal(Signal::SIGTERM)?;
+        assert!(fleet.wait(SOON)?.success());
+    }
+    wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
+    let (there, acknowledged) = (containers(&cluster.controllers[0])?, acknowledged()?);
+    for (name, addresses) in &acknowledged {
+        assert_eq!(there.get(name), Some(addresses), "{name} was acknowledged");
+    }
+    assert!(acknowledged.len() > 100);
+    // A fresh load of what is stored is the same.
+    cluster.controllers[0].kill()?;
+    cluster.controllers[0].launch()?;
+    assert_eq!(containers(&cluster.controllers[0])?, there);
+    cluster.lab.passed();
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_sleeps_through_etcds_compaction_misses_nothing() -> Result {
+    let cluster = Cluster::new("etcd-compact")?;
+    acme(&cluster.controllers[0])?;
+    let known = || cluster.controllers[1].json(&["network", "show", "acme"]).ok();
+    probe::until("the second controller to know the network", SOON, known)?;
+    let asleep = cluster.controllers[1].process()?;
+    asleep.signal(Signal::SIGSTOP)?;
+    for number in 0..30 {
+        cluster.controllers[0].ctl(&["reservation", "add", "acme", &format!("r{number}")])?;
+    }
+    cluster.compact()?;
+    for number in 30..40 {
+        cluster.controllers[0].ctl(&["reservation", "add", "acme", &format!("r{number}")])?;
+    }
+    asleep.signal(Signal::SIGCONT)?;
+    let all = || {
+        let there = cluster.controllers[1].json(&["reservation", "list", "acme"]).ok()?;
+        (there.as_array()?.len() == 40).then_some(())
+    };
+    probe::until("the controller that slept to know everything", SOON, all)?;
+    cluster.controllers[1].ctl(&["reservation", "add", "acme", "one-more"])?;
+    // Deleted at one, gone at the other.
+    cluster.controllers[1].ctl(&["network", "delete", "acme", "--yes"])?;
+    let gone =
+        || (cluster.controllers[0].json(&["network", "list"]).ok()?.as_array()?.is_empty()).then_some(());
+    probe::until("the network to be gone at the first controller", SOON, gone)?;
+    cluster.lab.passed();
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What a network's task has to know of other controllers that serve the same network, where there are any.
+//!
+//! Who is alive is each controller's own knowledge and is not stored, but for one thing: ephemeral nodes are collected
+//! when nobody has seen them for long, and a controller that they are not connected to never sees them. So each reports
+//! its own from time to time, and whoever is about to collect some asks for the others' reports first. If two collect the
+//! same node, the second finds it gone.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use znet_core::controller::{Network, NodeLifetime};
+use znet_core::id::{NodeId, Revision};
+
+use super::Hosted;
+use crate::store::PRESENT_FOR;
+
+/// How often ephemeral nodes are reported: two reports may get lost.
+const REPORT_EVERY: Duration = Duration::from_secs(PRESENT_FOR.as_secs() / 4);
+
+/// The others, as one network's task sees them.
+#[derive(Debug)]
+pub(super) struct Others {
+    /// Their commits, and its own; nothing where there are no others.
+    newest: Option<watch::Receiver<Revision>>,
+    reported: Option<Instant>,
+}
+
+impl Others {
+    pub(super) fn of(hosted: &Hosted) -> Self {
+        let store = &hosted.common.store;
+        let newest = store.shared().map(|_| store.revisions(hosted.id));
+        Self { newest, reported: None }
+    }
+
+    /// Waits until something was committed, or the network is gone.
+    pub(super) async fn heard(&mut self) {
+        let Some(newest) = &mut self.newest else { return std::future::pending().await };
+        if newest.changed().await.is_err() {
+            // Said once: the network is gone, which whoever looks finds out.
+            self.newest = None;
+        }
+    }
+
+    /// Whether something was committed that a network at this revision lacks, as far as was heard.
+    pub(super) fn is_ahead_of(&self, revision: Revision) -> bool {
+        self.newest.as_ref().is_none_or(|newest| *newest.borrow() > revision)
+    }
+
+    /// Tells the others which ephemeral nodes are connected here.
+    pub(super) async fn report(&mut self, hosted: &Hosted, network: &Network) {
+        let Some(shared) = hosted.common.store.shared() else { return };
+        if self.reported.is_some_and(|reported| reported.elapsed() < REPORT_EVERY) {
+            return;
+        }
+        let now = hosted.common.clock.now();
+        let ephemeral = network.nodes().filter(|node| node.lifetime == NodeLifetime::Ephemeral);
+        let live: Vec<NodeId> =
+            ephemeral.map(|node| node.id).filter(|node| hosted.presence.of(node, now).0).collect();
+        if live.is_empty() {
+            return;
+        }
+        self.reported = Some(Instant::now());
+        if let Err(error) = shared.report_present(hosted.id, &live).await {
+            tracing::debug!(network = %hosted.name, %error, "ephemeral nodes could not be reported");
+        }
+    }
+
+    /// Ephemeral nodes that nobody has seen for their time to live.
+    pub(super) async fn absent(&self, hosted: &Hosted, network: &Network) -> Vec<NodeId> {
+        let (now, ttl) = (hosted.common.clock.now(), network.conf().ephemeral_ttl());
+        let absent = hosted.presence.overdue(ttl, now);
+        let Some(shared) = hosted.common.store.shared().filter(|_| !absent.is_empty()) else { return absent };
+        match shared.present_elsewhere(hosted.id).await {
+            Ok(present) => {
+                // Each gets a full term anew, as if it had just come.
+                for node in present.iter().filter_map(|node| network.node(node)) {
+                    hosted.presence.admit(node.id, node.lifetime, now);
+                }
+                hosted.presence.overdue(ttl, now)
+            }
+            Err(error) => {
+                tracing::debug!(network = %hosted.name, %error, "not collecting while others cannot be asked");
+                Vec::new()
+            }
+        }
+    }
+}
