@@ -5,7 +5,7 @@
 //! attached. Everything is told by command lines, as a user would. A [`Cluster`] has several controllers over etcd instead of one. A
 //! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
 //!
-//! [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
+//! A [`Served`] is a controller without a lab, for what comes from strangers and operators. [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
 
 mod cluster;
 mod controller;
@@ -14,6 +14,7 @@ mod member;
 mod node;
 mod ping;
 mod programs;
+mod served;
 pub mod wireguard;
 mod world;
 
@@ -23,6 +24,7 @@ pub use fleet::{Acknowledged, FleetNode, Watcher};
 pub use member::Member;
 pub use node::{Node, NodeOptions};
 pub use programs::program;
+pub use served::Served;
 pub use world::{FIRST_PACKET, World};
 
 /// What a test returns: any error, with what led to it.

@@ -133,7 +133,10 @@ async fn connect_one(
 }
 
 /// A TLS stream to `HOST:PORT`. The name in the handshake means nothing: the key is pinned.
-pub(crate) async fn tls_stream(
+///
+/// # Errors
+/// The operating system's, or that of the TLS library as what an [`std::io::Error`] wraps.
+pub async fn tls_stream(
     address: &str,
     tls: Arc<rustls::ClientConfig>,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {

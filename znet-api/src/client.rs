@@ -303,6 +303,15 @@ impl ControllerClient {
         self.request(Method::POST, "/v1/backup", Bytes::new()).await
     }
 
+    /// `GET /metrics`: counters in OpenMetrics' text form.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let text = self.request(Method::GET, "/metrics", Bytes::new()).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None::<&()>).await
     }

@@ -57,7 +57,7 @@ impl Problem {
             409 => Code::FailedPrecondition,
             429 | 507 => Code::ResourceExhausted,
             503 => Code::Unavailable,
-            504 => Code::DeadlineExceeded,
+            408 | 504 => Code::DeadlineExceeded,
             _ => Code::Internal,
         };
         let mut status = Status::new(code, self.detail.clone());
@@ -82,6 +82,8 @@ impl From<&Rejection> for Problem {
             | Rejection::UnknownNode { .. }
             | Rejection::UnknownContainer { .. } => 404,
             Rejection::TooManyEndpoints { .. }
+            | Rejection::UnusableEndpoint { .. }
+            | Rejection::UnusableKey { .. }
             | Rejection::OutsidePrefix { .. }
             | Rejection::UnusableAddress { .. }
             | Rejection::TooManyAddresses { .. }

@@ -24,6 +24,26 @@ pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_millis)
 }
 
+mod whole {
+    //! Whole numbers however they are written: to JSON Schema 5.0 is an integer, and some tooling writes them so.
+
+    use serde::{Deserialize as _, Deserializer, de::Error as _};
+
+    /// The largest below which every whole number has a form of its own as a floating point number: 2^53.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+
+    pub(super) fn optional<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+        from: D,
+    ) -> Result<Option<T>, D::Error> {
+        let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+        let exact = |float: &f64| float.fract() == 0.0 && (0.0..EXACT).contains(float);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range")]
+        let whole = number.as_u64().or_else(|| number.as_f64().filter(exact).map(|float| float as u64));
+        let fits = whole.and_then(|whole| T::try_from(whole).ok());
+        fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is no whole number that fits here")))
+    }
+}
+
 /// What becomes of nodes that stay away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -58,7 +78,7 @@ impl From<core::NodeLifetime> for Lifetime {
 #[serde(deny_unknown_fields)]
 pub struct CreateNetwork {
     /// Its name: a DNS label, unique at the controller.
-    #[schema(example = "acme")]
+    #[schema(example = "acme", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     pub name: String,
     /// Prefixes: at most one IPv6 Unique Local /48 (drawn at random when absent) and at most one private IPv4 prefix.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -69,7 +89,8 @@ pub struct CreateNetwork {
     #[schema(value_type = Vec<String>)]
     pub reserved: Vec<IpNet>,
     /// Seconds that a released address rests before it is given again; 600 when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
     pub rest_seconds: Option<u64>,
 }
 
@@ -82,7 +103,8 @@ pub struct ChangeNetwork {
     #[schema(value_type = Option<Vec<String>>)]
     pub reserved: Option<Vec<IpNet>>,
     /// Seconds that a released address rests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
     pub rest_seconds: Option<u64>,
 }
 
@@ -124,12 +146,15 @@ pub struct Network {
 pub struct CreateToken {
     /// A name by which tooling finds it again: a DNS label, unique among the network's valid tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     pub label: Option<String>,
     /// How often it can be used; any number of times when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4_294_967_295_i64)]
     pub uses: Option<u32>,
     /// Seconds from now until it expires; never when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
     pub expires_in_seconds: Option<u64>,
     /// What becomes of nodes that join by it and stay away.
     #[serde(default)]
@@ -307,7 +332,8 @@ pub enum OperatorRole {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOperator {
-    /// For whom or what it is; a free text of at most 100 characters.
+    /// For whom or what it is; a free text of at most 100 characters, none of them a control character.
+    #[schema(max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     pub note: String,
     /// What it allows.
     pub role: OperatorRole,
@@ -370,4 +396,21 @@ pub struct Removed {
     pub nodes: usize,
     /// Number of containers that went away.
     pub containers: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
+        let read = |text: &str| serde_json::from_str::<CreateToken>(text).map(|token| token.uses);
+        for (text, uses) in [("5", Some(5)), ("5.0", Some(5)), ("5e0", Some(5)), ("null", None)] {
+            assert_eq!(read(&format!("{{\"uses\":{text}}}")).unwrap(), uses, "{text}");
+        }
+        for text in ["5.5", "-5", "-5.0", "4294967296", "1e300", "\"5\"", "true", "[5]"] {
+            assert!(read(&format!("{{\"uses\":{text}}}")).is_err(), "{text}");
+        }
+    }
 }

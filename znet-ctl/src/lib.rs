@@ -17,6 +17,7 @@
 //! | [`rest`] | the operators' door |
 //! | [`backup`] | copies of everything, and the way back |
 //! | [`metrics`] | counters for Prometheus |
+//! | [`timely`] | bodies that have to come within a time |
 //! | [`serve`] | the process: sockets, signals, draining |
 
 pub mod actor;
@@ -33,3 +34,4 @@ pub mod network;
 pub mod rest;
 pub mod serve;
 pub mod store;
+pub mod timely;

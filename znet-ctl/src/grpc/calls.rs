@@ -10,7 +10,7 @@ use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, netwo
 use znet_api::error::Problem;
 use znet_api::v1;
 use znet_api::v1::controller_server::Controller;
-use znet_core::controller::{Command, Reply, TokenSecret};
+use znet_core::controller::{Command, Rejection, Reply, TokenSecret};
 use znet_core::id::{NodeId, Revision};
 use znet_core::key::PublicKey;
 
@@ -38,6 +38,16 @@ impl Calls {
     fn network(&self, id: &[u8]) -> Result<Arc<Hosted>, Status> {
         let id = network_id(id).map_err(|error| problem(&error))?;
         self.hub.network(id).map_err(|error| Problem::from(&error).to_status())
+    }
+
+    /// The network, if the node is a member of it: what strangers ask for does not come into a network's queue.
+    fn network_of(&self, node: NodeId, id: &[u8]) -> Result<Arc<Hosted>, Status> {
+        let hosted = self.network(id)?;
+        let known = hosted.read(|network, _| network.node(&node).is_some());
+        if known.map_err(|error| Problem::from(error).to_status())? {
+            return Ok(hosted);
+        }
+        Err(Problem::from(&Rejection::UnknownNode { node }).to_status())
     }
 }
 
@@ -128,7 +138,7 @@ impl Controller for Calls {
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network(&asked.network)?;
+        let hosted = self.network_of(node, &asked.network)?;
         let public_key = match asked.public_key.as_slice() {
             [] => None,
             bytes => Some(PublicKey::from_bytes(
@@ -155,7 +165,7 @@ impl Controller for Calls {
     async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network(&asked.network)?;
+        let hosted = self.network_of(node, &asked.network)?;
         let name = name(&asked.name).map_err(|error| problem(&error))?;
         let command = Command::Detach { node, name };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
@@ -165,7 +175,7 @@ impl Controller for Calls {
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network(&asked.network)?;
+        let hosted = self.network_of(node, &asked.network)?;
         let endpoints = endpoints(&asked.endpoints).map_err(|error| problem(&error))?;
         let command = Command::SetEndpoints { node, endpoints };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
@@ -178,12 +188,7 @@ impl Controller for Calls {
     ) -> Result<Response<v1::WaitAppliedReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network(&asked.network)?;
-        let known = hosted.read(|network, _| network.node(&node).is_some());
-        if !known.map_err(|error| Problem::from(error).to_status())? {
-            let rejection = znet_core::controller::Rejection::UnknownNode { node };
-            return Err(Problem::from(&rejection).to_status());
-        }
+        let hosted = self.network_of(node, &asked.network)?;
         // A little before the caller gives up, so that it hears who lags.
         let deadline = Instant::now() + limit - (limit / 10).min(Duration::from_millis(200));
         let waited = hosted.wait_applied(Revision::new(asked.revision), deadline).await;
@@ -195,7 +200,7 @@ impl Controller for Calls {
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
-        let hosted = self.network(&request.into_inner().network)?;
+        let hosted = self.network_of(node, &request.into_inner().network)?;
         within(limit, hosted.execute(Command::RemoveNode { node }, Actor::Node(node))).await?;
         Ok(Response::new(v1::LeaveReply {}))
     }

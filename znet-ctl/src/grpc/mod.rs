@@ -13,15 +13,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tower::Service;
 use znet_api::convert::{invalid, network_id};
-use znet_api::error::Problem;
+use znet_api::error::{CODE_KEY, Problem};
 use znet_api::v1;
 use znet_api::v1::controller_server::ControllerServer;
 use znet_core::id::{Epoch, NodeId, Revision};
@@ -29,6 +29,7 @@ use znet_core::map::Digest;
 
 use crate::hub::Hub;
 use crate::network::{Hosted, Resume, STREAM_BUFFER};
+use crate::timely::{Timely, TooSlow};
 use calls::{Calls, node, problem};
 use raw::EventCodec;
 
@@ -60,7 +61,7 @@ impl Door {
 
 impl<B> Service<Request<B>> for Door
 where
-    B: axum::body::HttpBody<Data = Bytes> + Send + 'static,
+    B: axum::body::HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
 {
     type Response = Response<Body>;
@@ -80,12 +81,34 @@ where
                 let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
                 grpc.streaming(Watch(hub.clone()), request).await
             } else {
-                calls.call(request).await?
+                let timely = |body| Timely::new(body, || Problem::from(TooSlow).to_status().into());
+                calls.call(request.map(timely)).await?
             };
             hub.metrics().request("grpc", response.status().as_u16());
-            Ok(response)
+            Ok(with_code(response))
         })
     }
+}
+
+/// Gives a refusal of the library around the calls a code: those of ours have one. What cannot be decoded is a fault of
+/// whoever sent it, though the library says `Internal`.
+fn with_code(mut response: Response<Body>) -> Response<Body> {
+    const STATUS: &str = "grpc-status";
+    let headers = response.headers_mut();
+    let Some(status) = headers.get(STATUS).filter(|_| !headers.contains_key(CODE_KEY)) else {
+        return response;
+    };
+    let code = match Code::from_bytes(status.as_bytes()) {
+        Code::Ok => return response,
+        Code::OutOfRange | Code::ResourceExhausted => "too_large",
+        Code::Unimplemented => "unknown_call",
+        _ => "invalid_argument",
+    };
+    if Code::from_bytes(status.as_bytes()) == Code::Internal {
+        headers.insert(STATUS, (Code::InvalidArgument as i32).into());
+    }
+    headers.insert(CODE_KEY, HeaderValue::from_static(code));
+    response
 }
 
 /// The map's stream. Its events are encoded once for all agents, so they pass through here as bytes.
@@ -102,8 +125,9 @@ impl StreamingService<v1::WatchRequest> for Watch {
             let node = node(&request)?;
             let mut said = request.into_inner();
             let first = tokio::time::timeout(FIRST_WORD, said.message()).await;
-            let first =
-                first.map_err(|_| Status::deadline_exceeded("the stream said nothing to begin with"))??;
+            let first = first.map_err(|_| {
+                Problem::new(408, "too_slow", "the stream said nothing to begin with").to_status()
+            })??;
             let (hosted, resume) = begin(&hub, first)?;
             let (out, events) = mpsc::channel(STREAM_BUFFER);
             tokio::spawn(hosted.serve_stream(node, resume, said, out));

@@ -10,7 +10,7 @@ use znet_api::rest::{AuditRecord, rfc3339};
 use znet_core::id::{NetworkId, Revision};
 
 use super::auth::Caller;
-use super::problem::{Answer, Failed};
+use super::problem::{Answer, Failed, invalid};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::store::MAX_AUDIT_PAGE;
@@ -26,7 +26,7 @@ pub(super) struct Part {
     /// Records after this one; from the oldest on when absent.
     after: Option<u64>,
     /// At most so many; 100 when absent, and never more than 1,000.
-    limit: Option<usize>,
+    limit: Option<u64>,
 }
 
 /// The audit trail of a network, the oldest record first.
@@ -63,7 +63,12 @@ pub(super) async fn all(
 }
 
 async fn page(hub: &Hub, network: Option<NetworkId>, part: &Part) -> Answer<Vec<AuditRecord>> {
-    let limit = part.limit.unwrap_or(PAGE).min(MAX_AUDIT_PAGE);
+    for (field, number) in [("after", part.after), ("limit", part.limit)] {
+        if number.is_some_and(|number| i64::try_from(number).is_err()) {
+            return Err(invalid(field, format!("at most {}", i64::MAX)));
+        }
+    }
+    let limit = part.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE).min(MAX_AUDIT_PAGE);
     let records = hub.audit(network, part.after.unwrap_or_default(), limit).await?;
     let describe = |record: crate::store::AuditRecord| AuditRecord {
         seq: record.seq,

@@ -51,7 +51,7 @@ pub(super) async fn list(
     operation_id = "show_container", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
-        ("name" = String, Path, description = "The container's name"),
+        ("name" = String, Path, description = "The container's name", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
     ),
     responses((status = 200, description = "The container", body = Container), Failed)
 )]
@@ -77,7 +77,7 @@ pub(super) async fn show(
     operation_id = "remove_container", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
-        ("name" = String, Path, description = "The container's name"),
+        ("name" = String, Path, description = "The container's name", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
     ),
     responses((status = 200, description = "What went away", body = Removed), Failed)
 )]

@@ -98,7 +98,7 @@ pub(super) async fn create(
 #[utoipa::path(
     delete, path = "/v1/operators/{id}", tag = "operators",
     operation_id = "revoke_operator", security(("operator" = [])),
-    params(("id" = String, Path, description = "The operator's handle")),
+    params(("id" = String, Path, description = "The operator's handle", pattern = "^[0-9a-fA-F]{16}$")),
     responses((status = 204, description = "The token is refused from now on"), Failed)
 )]
 pub(super) async fn revoke(

@@ -20,6 +20,7 @@ use znet_core::name::Name;
 
 use crate::hub::{Hub, NetworkError};
 use crate::network::CommandError;
+use crate::timely::{Timely, TooSlow};
 
 const PROBLEM_JSON: &str = "application/problem+json";
 /// Most of a foreign refusal's text that is passed on.
@@ -113,7 +114,7 @@ pub(super) fn name(text: &str) -> Result<Name, Failed> {
     text.parse().map_err(|error| invalid("name", format!("{:?}: {error}", beginning(text))))
 }
 
-/// A JSON body. None at all is taken for an empty object.
+/// A JSON body, which has to be an object.
 #[derive(Debug)]
 pub(super) struct Content<T>(pub(super) T);
 
@@ -121,9 +122,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Content<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        let bytes = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map(Self).map_err(|error| invalid("the body", error).into_response())
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if TooSlow::caused(&rejection) {
+                return Failed(TooSlow.into()).into_response();
+            }
+            rejection.into_response()
+        })?;
+        // An array would do for an object whose fields may all be absent, field by field.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(invalid("the body", "a JSON object is expected").into_response());
+        }
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| invalid("the body", error).into_response())
     }
 }
 
@@ -152,6 +161,11 @@ pub(super) async fn always(request: Request, next: Next) -> Response {
     let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "invalid_argument" };
     Failed(Problem::new(status.as_u16(), code, if why.is_empty() { status.to_string() } else { why }))
         .into_response()
+}
+
+/// Gives a body a time within which it has to come.
+pub(super) async fn in_time(request: Request) -> Request {
+    request.map(|body| Body::new(Timely::new(body, || TooSlow.into())))
 }
 
 /// Counts what was answered. The log has the route and not the path, in which somebody may have put a secret.

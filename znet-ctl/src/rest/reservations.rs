@@ -47,7 +47,7 @@ pub(super) async fn list(
     operation_id = "put_reservation", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
-        ("name" = String, Path, description = "The container's name"),
+        ("name" = String, Path, description = "The container's name", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
     ),
     request_body = Reserve,
     responses((status = 200, description = "What is kept", body = Reservation), Failed)
@@ -73,7 +73,7 @@ pub(super) async fn put(
     operation_id = "remove_reservation", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
-        ("name" = String, Path, description = "The container's name"),
+        ("name" = String, Path, description = "The container's name", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
     ),
     responses((status = 204, description = "Nothing is kept for the name"), Failed)
 )]

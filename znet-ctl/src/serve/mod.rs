@@ -6,6 +6,7 @@
 
 mod addresses;
 mod connection;
+mod newcomers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
