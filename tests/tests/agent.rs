@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use netns_harness::{Process, Signal, probe};
 use serde_json::Value;
-use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, Result, World};
+use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, NodeOptions, Result, World};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -269,6 +269,142 @@ fn attach_with_wait_returns_when_all_live_nodes_have_the_map_and_names_who_has_n
     n2.agent()?.signal(Signal::SIGCONT)?;
     let attached: Value = n1.network("acme")?["attached"].clone();
     assert!(attached.as_array().unwrap().iter().any(|a| a["name"] == "late"), "{attached}");
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn attach_without_a_controller_fails_at_once_or_waits_for_it_as_long_as_it_may() -> Result {
+    let mut world = World::new("wait-controller")?;
+    let token = acme(&world)?;
+    let node = world.node("n1", &[&token])?;
+    world.controller.kill()?;
+    let away = || node.network("acme").ok().filter(|network| network["connected"] == false);
+    probe::until("the agent to notice", SOON, away)?;
+    let container = node.host().container("late")?;
+    let path = container.netns_path().display().to_string();
+    let fixed = ["attach", "--network", "acme", "--name", "late", "--netns", &path];
+    let begun = Instant::now();
+    let output = node.try_znet(&fixed)?;
+    let took = begun.elapsed();
+    assert_eq!(output.status.code(), Some(6), "{}", output.stderr);
+    assert!(output.stderr.contains("existing links go on"), "{}", output.stderr);
+    assert!(took < Duration::from_secs(2), "it took {took:?} to say so");
+    let begun = Instant::now();
+    let output = node.try_znet(&[&fixed[..], &["--wait-controller", "2s"]].concat())?;
+    assert_eq!(output.status.code(), Some(6), "{}", output.stderr);
+    assert!(begun.elapsed() >= Duration::from_secs(2), "it did not wait");
+    // One that waits has its container as soon as the controller is back.
+    let command = node.host().command(znet_tests::program("znet-agent")?).args(fixed);
+    let waiting = command.args(["--wait-controller", "60s"]).spawn("attach")?;
+    world.controller.launch()?;
+    assert!(waiting.wait(SOON)?.success(), "{}", waiting.stderr()?);
+    assert_eq!(containers(&world)?, ["late"]);
+    world.passed();
+    Ok(())
+}
+
+/// Whether there is a map in the node's state directory, as its host sees it.
+fn kept_maps(node: &Node) -> Result<String> {
+    let find = node.host().command("find").arg(node.state_dir());
+    Ok(find.args(["-name", "map*", "-size", "+0"]).run()?.stdout)
+}
+
+#[test]
+fn a_map_that_is_kept_in_memory_alone_is_on_no_disk_and_its_links_outlive_the_agent() -> Result {
+    let mut world = World::new("map-memory")?;
+    let token = acme(&world)?;
+    let host = world.host("n1")?;
+    let mut flags = vec!["--map-cache".to_owned(), "disk".to_owned()];
+    let options = |flags: &[String]| NodeOptions { tokens: vec![token.clone()], flags: flags.to_vec() };
+    let mut n1 = Node::start("n1", &host, options(&flags))?;
+    let n2 = world.node("n2", &[&token])?;
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    assert!(!kept_maps(&n1)?.is_empty());
+    // From now on in memory: what is on disk goes.
+    n1.stop_agent()?;
+    flags[1] = "memory".to_owned();
+    let mut n1 = Node::start("n1", &host, options(&flags))?;
+    n1.wait_connected("acme")?;
+    let c = n2.attach("acme", "c")?;
+    a.wait_reaches(c.v6()?, FIRST_PACKET)?;
+    assert_eq!(kept_maps(&n1)?, "");
+    // Without map and controller the agent knows nobody, and leaves alone what the engine serves.
+    world.controller.kill()?;
+    n1.kill_agent()?;
+    let flood = flood(&a, &b, 300)?;
+    n1.launch()?;
+    assert_eq!(n1.revision("acme")?, 0);
+    assert_eq!(lost(&flood)?, 0);
+    // What went meanwhile goes with the first map.
+    world.controller.launch()?;
+    n2.wait_connected("acme")?;
+    n1.wait_connected("acme")?;
+    n2.znet(&["detach", "--network", "acme", "--name", "c"])?;
+    assert!(a.pings(b.v6()?, FIRST_PACKET)?);
+    assert_eq!(kept_maps(&n1)?, "");
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_keeps_no_agent_from_its_links_and_the_map_is_kept_when_there_is_room_again() -> Result {
+    let mut world = World::new("agent-full")?;
+    let token = acme(&world)?;
+    let mut n1 = world.node("n1", &[&token])?;
+    let n2 = world.node("n2", &[&token])?;
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    // The agent's directory moves to a small disk of its own, which is filled up.
+    n1.stop_agent()?;
+    let (host, state) = (n1.host().clone(), n1.state_dir());
+    let old = state.with_extension("old");
+    std::fs::rename(&state, &old)?;
+    let sh = |script: &str| host.command("sh").args(["-c", script, "sh"]).arg(&state).arg(&old).run();
+    sh("mkdir \"$1\" && mount -t tmpfs -o size=512k zt-disk \"$1\" && cp -a \"$2\"/. \"$1\"")?;
+    n1.launch()?;
+    n1.wait_connected("acme")?;
+    sh("dd if=/dev/zero of=\"$1\"/fill bs=4k 2>/dev/null; true")?;
+    // Changes arrive until the map has to be written anew, and an agent that starts finds what could be kept.
+    let mut number = 0;
+    let mut more = || {
+        number += 1;
+        n2.attach("acme", &format!("c{number}"))
+    };
+    let full = || n1.agent().ok()?.stderr().ok()?.contains("cannot be kept on disk").then_some(());
+    for _ in 0..60 {
+        let member = more()?;
+        if full().is_some() {
+            a.wait_reaches(member.v6()?, FIRST_PACKET)?;
+            break;
+        }
+    }
+    probe::until("the disk to be full", SOON, full)?;
+    let container = host.container("late")?;
+    let path = container.netns_path().display().to_string();
+    let output = n1.try_znet(&["attach", "--network", "acme", "--name", "late", "--netns", &path])?;
+    assert!(output.stderr.contains("No space left"), "{}", output.stderr);
+    assert!(!containers(&world)?.contains(&"late".to_owned()), "something is left of an attach that failed");
+    n1.kill_agent()?;
+    n1.launch()?;
+    n1.wait_connected("acme")?;
+    assert_eq!(n1.revision("acme")?, n2.revision("acme")?);
+    assert!(a.pings(b.v6()?, FIRST_PACKET)?);
+    // There is room again: sooner or later the map is whole on disk, and deltas lead on from it.
+    sh("rm \"$1\"/fill && touch \"$1\"/room")?;
+    let whole = || {
+        more().ok()?;
+        let found = sh("find \"$1\" -name 'map*' -newer \"$1\"/room").ok()?.stdout;
+        (!found.is_empty()).then_some(())
+    };
+    probe::until("the map to be kept", SOON, whole)?;
+    n2.attach("acme", "last")?;
+    let revision = n1.revision("acme")?;
+    world.controller.kill()?;
+    n1.kill_agent()?;
+    n1.launch()?;
+    assert_eq!(n1.revision("acme")?, revision, "the map on disk is not the last one");
     world.passed();
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use znet_api::agent_client::AgentClient;
 use znet_api::tls::Identity;
 use znet_api::token::JoinToken;
@@ -20,9 +20,10 @@ use znet_core::map::{MAX_ENDPOINTS, Member};
 use znet_core::name::Name;
 use znet_wg::control::Peer;
 
+use crate::contact::{Contact, Controller};
 use crate::engine::Engine;
 use crate::error::AgentError;
-use crate::files::{Attachment, Files, Membership};
+use crate::files::{Attachment, Files, MapCache, Membership};
 use crate::host::{link, netns, socket};
 use crate::peers::Viewpoint;
 
@@ -30,8 +31,8 @@ use crate::peers::Viewpoint;
 const NAME_LOCKS: usize = 64;
 /// Bytes of deltas that are kept on disk before they are put together with the map.
 const MAX_DELTAS: u64 = 1 << 20;
-/// How long a request waits for a connection to the controller.
-pub const CONTROLLER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a map that could not be written to the disk is left alone.
+const MAP_RETRY: Duration = Duration::from_secs(3);
 /// Bytes that WireGuard adds to a packet: an IPv6 header, a UDP header, and its own (white paper, section 5.4.6).
 const OVERHEAD: u32 = 40 + 8 + 32;
 /// How long the underlay's MTU counts as known: many containers are looked at in a row.
@@ -56,6 +57,8 @@ pub struct Options {
     pub advertise: Vec<SocketAddr>,
     /// Seconds between keepalives, for a node behind a NAT.
     pub keepalive: Option<u16>,
+    /// Where it keeps the last verified maps.
+    pub map_cache: MapCache,
 }
 
 /// What changes about a network while the agent is a member.
@@ -78,12 +81,14 @@ pub struct Joined {
     pub membership: Membership,
     /// The secret of a token, until the controller has seen it.
     pub secret: Mutex<Option<TokenSecret>>,
-    /// The connection to the controller; `None` while it is away.
-    pub client: watch::Sender<Option<AgentClient>>,
+    /// The way to the controller.
+    pub controller: Controller,
     /// The number of the controller's endpoint that is used, or tried next.
     pub endpoint: AtomicUsize,
-    /// The map on disk lacks a change: it has to be written anew.
-    map_behind: AtomicBool,
+    /// When the map on disk, which lacks a change, was last tried to be written anew; `None` when it lacks none.
+    map_behind: Mutex<Option<Instant>>,
+    /// The engine was adopted with peers that no map told of: the first map has to replace all of them.
+    peers_unknown: AtomicBool,
     state: Mutex<JoinedState>,
     names: Vec<tokio::sync::Mutex<()>>,
 }
@@ -92,6 +97,15 @@ impl Joined {
     /// Takes the lock on what changes. It is held for moments only, and never while the engine is called.
     pub fn state(&self) -> MutexGuard<'_, JoinedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the engine's peers have to be replaced by those of the map; only once.
+    pub fn take_peers_unknown(&self) -> bool {
+        self.peers_unknown.swap(false, Ordering::Relaxed)
+    }
+
+    fn map_behind(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.map_behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until nobody else works on the container of this name.
@@ -106,22 +120,20 @@ impl Joined {
     /// # Errors
     /// [`AgentError::ControllerAway`].
     pub fn controller(&self) -> Result<AgentClient, AgentError> {
-        self.client.borrow().clone().ok_or_else(|| AgentError::ControllerAway {
-            network: self.membership.name.clone(),
-            why: "no connection".to_owned(),
-        })
+        self.controller.now().map_err(|why| self.away(why))
     }
 
-    /// A connection to the controller, as soon as there is one: an agent or a controller that was just started needs a
-    /// moment to find the other.
+    /// The controller's client, as soon as there is one, until `patience` is over: see [`Controller::within`].
     ///
     /// # Errors
-    /// [`AgentError::ControllerAway`] when there is none for [`CONTROLLER_PATIENCE`].
-    pub async fn controller_soon(&self) -> Result<AgentClient, AgentError> {
-        let mut client = self.client.subscribe();
-        let connected = tokio::time::timeout(CONTROLLER_PATIENCE, client.wait_for(Option::is_some)).await;
-        drop(connected);
-        self.controller()
+    /// [`AgentError::ControllerAway`].
+    pub async fn controller_within(&self, patience: Duration) -> Result<AgentClient, AgentError> {
+        self.controller.within(patience).await.map_err(|why| self.away(why))
+    }
+
+    /// The controller cannot be asked, for this reason.
+    pub fn away(&self, why: String) -> AgentError {
+        AgentError::ControllerAway { network: self.membership.name.clone(), why }
     }
 }
 
@@ -153,7 +165,7 @@ impl Agent {
     /// [`AgentError`]: a privilege or a device is missing, another agent runs, or a file cannot be read.
     pub fn open(options: Options, replace_engine: bool) -> Result<Arc<Self>, AgentError> {
         znet_wg::io::tun::check()?;
-        let files = Files::open(&options.state_dir)?;
+        let files = Files::open(&options.state_dir, options.map_cache)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&options.run_dir);
         made.map_err(|source| AgentError::File { path: options.run_dir.clone(), source })?;
         let identity = files.identity()?;
@@ -226,20 +238,28 @@ impl Agent {
         let mut member = Member::new(id, membership.verifying_key);
         // Put together, so that what is torn at the end of the deltas does not stand before new ones.
         let torn = self.files.load_map(&mut member);
-        let map_behind = AtomicBool::new(torn && self.files.put_map(&member).is_err());
+        let behind = torn && self.files.put_map(&member).is_err();
+        let map_behind = Mutex::new(behind.then(Instant::now));
         let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
         let releases = self.files.releases(id)?;
-        let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
-        self.engine().replace_peers(id, peers)?;
-        if secret.is_none() {
-            self.files.put_membership(&membership)?;
+        // Without a map the engine knows better: links that it serves go on.
+        let peers_unknown = served.is_some() && member.head().is_none();
+        if !peers_unknown {
+            let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
+            self.engine().replace_peers(id, peers)?;
+        }
+        if secret.is_none()
+            && let Err(error) = self.files.put_membership(&membership)
+        {
+            tracing::warn!(%error, "the port of this network cannot be kept; a restart may choose another one");
         }
         let joined = Arc::new(Joined {
             membership,
             secret: Mutex::new(secret),
-            client: watch::Sender::new(None),
+            controller: Controller::default(),
             endpoint: AtomicUsize::new(0),
             map_behind,
+            peers_unknown: AtomicBool::new(peers_unknown),
             state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
         });
@@ -251,7 +271,7 @@ impl Agent {
     pub fn forget(&self, network: NetworkId) {
         let left = self.networks.write().unwrap_or_else(PoisonError::into_inner).remove(&network);
         if let Some(left) = left {
-            left.client.send_replace(None);
+            left.controller.tell(Contact::Away("the network was left".to_owned()));
             left.state().attachments.clear();
         }
         self.engine().remove_network(network);
@@ -267,19 +287,23 @@ impl Agent {
         }
         let member = joined.state().member.clone();
         let kept = self.files.put_map(&member);
-        joined.map_behind.store(kept.is_err(), Ordering::Relaxed);
+        *joined.map_behind() = kept.is_err().then(Instant::now);
         if let Err(error) = kept {
             tracing::warn!(%error, "the map cannot be kept on disk; a restart with the controller away would not know it");
         }
     }
 
     /// Keeps a verified delta on disk; the map as a whole when there are many, or when one before could not be kept, as
-    /// nothing leads on over a gap. Blocks.
+    /// nothing leads on over a gap. On a full disk that is tried now and then, as it costs what the map does. Blocks.
     pub fn keep_delta(&self, joined: &Joined, delta: &v1::Delta) {
-        let behind = joined.map_behind.load(Ordering::Relaxed);
-        match self.files.append_delta(joined.membership.network, delta) {
-            Ok(length) if length <= MAX_DELTAS && !behind => {}
-            _ => self.keep_map(joined),
+        let tried = *joined.map_behind();
+        match tried {
+            Some(tried) if tried.elapsed() < MAP_RETRY => {}
+            Some(_) => self.keep_map(joined),
+            None => match self.files.append_delta(joined.membership.network, delta) {
+                Ok(length) if length <= MAX_DELTAS => {}
+                _ => self.keep_map(joined),
+            },
         }
     }
 

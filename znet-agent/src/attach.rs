@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use znet_api::v1;
 use znet_core::id::{NodeId, Revision};
 use znet_core::key::PrivateKey;
@@ -25,6 +26,8 @@ use znet_wg::io::tun::MAX_IFNAME;
 
 /// How long the controller may take over one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a controller that died under a question is left alone.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a runtime asks for.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct AttachOrder {
     pub addresses: Vec<IpAddr>,
     /// How long to wait until every live node has applied the change; `None` not to wait.
     pub wait: Option<Duration>,
+    /// How long to wait for a controller that is away.
+    pub wait_controller: Duration,
 }
 
 /// Attaches a container, or confirms that it is attached as asked for.
@@ -60,7 +65,7 @@ pub async fn attach(
         }
         return Ok(existing);
     }
-    let (record, key, revision) = ask_controller(joined, &order.name, &order.addresses).await?;
+    let (record, key, revision) = ask_patiently(joined, &order).await?;
     let attachment = Attachment {
         container: record.id,
         name: order.name.clone(),
@@ -72,10 +77,14 @@ pub async fn attach(
         addresses: record.addresses().collect(),
     };
     // Written first: whatever is left half done is found by the next start.
-    put_attachment(agent, joined, attachment.clone())?;
-    note_release(agent, joined, &order.name, false).await?;
-    let built = build(agent, joined, attachment.clone(), key).await;
-    if let Err(error) = built {
+    let mut done = put_attachment(agent, joined, attachment.clone());
+    if done.is_ok() {
+        done = note_release(agent, joined, &order.name, false).await;
+    }
+    if done.is_ok() {
+        done = build(agent, joined, attachment.clone(), key).await;
+    }
+    if let Err(error) = done {
         take_back(agent, joined, &attachment).await;
         return Err(error);
     }
@@ -205,7 +214,7 @@ async fn bounded<T>(
     joined: &Joined,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, AgentError> {
-    let away = |why: String| AgentError::ControllerAway { network: joined.membership.name.clone(), why };
+    let away = |why: String| joined.away(why);
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
         Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
@@ -274,19 +283,38 @@ async fn existing(
     Ok(served.then_some(attachment))
 }
 
+/// What the controller gives: a container's record, its private key, and the revision that has it.
+type Given = (ContainerRecord, PrivateKey, Revision);
+
+/// Asks the controller for a container, and again while it is away and there is patience for it.
+async fn ask_patiently(joined: &Joined, order: &AttachOrder) -> Result<Given, AgentError> {
+    let deadline = Instant::now() + order.wait_controller;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match ask_controller(joined, &order.name, &order.addresses, left).await {
+            // It died under the question, or was away to the end.
+            Err(AgentError::ControllerAway { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Asks the controller for a container; its answer holds the private key this once.
 pub(crate) async fn ask_controller(
     joined: &Joined,
     name: &Name,
     addresses: &[IpAddr],
-) -> Result<(ContainerRecord, PrivateKey, Revision), AgentError> {
+    patience: Duration,
+) -> Result<Given, AgentError> {
     let request = v1::AttachRequest {
         network: network_bytes(joined),
         name: name.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         public_key: Vec::new(),
     };
-    let mut client = joined.controller_soon().await?;
+    let mut client = joined.controller_within(patience).await?;
     let reply = bounded(joined, client.attach(request)).await?;
     let invalid =
         |what: &dyn std::fmt::Display| AgentError::Invalid(format!("the controller's answer: {what}"));
@@ -368,7 +396,7 @@ async fn wait_applied(joined: &Joined, revision: Revision, timeout: Duration) ->
     let network = network_bytes(joined);
     let mut request = tonic::Request::new(v1::WaitAppliedRequest { network, revision: revision.get() });
     request.set_timeout(timeout);
-    let mut waiting = joined.controller_soon().await?;
+    let mut waiting = joined.controller_within(Duration::ZERO).await?;
     match tokio::time::timeout(timeout, waiting.wait_applied(request)).await {
         Ok(Ok(reply)) if reply.get_ref().applied => Ok(()),
         Ok(Ok(reply)) => Err(AgentError::NotApplied { lagging: reply.into_inner().lagging }),

@@ -60,7 +60,9 @@ impl LocalClient {
     /// # Errors
     /// [`LocalError`], as for every call.
     pub async fn attach(&self, request: &AttachRequest) -> Result<AttachedContainer, LocalError> {
-        let patience = TIMEOUT + Duration::from_millis(request.wait_millis.unwrap_or_default());
+        let waits = [request.wait_millis, request.wait_controller_millis];
+        let waits = waits.into_iter().flatten().fold(0, u64::saturating_add);
+        let patience = TIMEOUT.saturating_add(Duration::from_millis(waits));
         self.call(Method::POST, "/v1/attach", Some(request), patience).await
     }
 

@@ -18,11 +18,14 @@ use znet_core::name::Name;
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{blocking, is_ours, release_unless_attached};
+use crate::contact::Contact;
 use crate::error::AgentError;
 use crate::peers::Touched;
 
 /// Acknowledgements that may wait to be sent.
 const OUTBOX: usize = 64;
+/// The shortest pause between two attempts to connect, whoever asks for the controller meanwhile.
+const LEAST_PAUSE: Duration = Duration::from_millis(200);
 /// Most records of one snapshot.
 const MAX_SNAPSHOT: usize = 2_000_000;
 
@@ -152,7 +155,9 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
     while agent.network(joined.membership.network).is_some() {
         let started = tokio::time::Instant::now();
         let end = stream(&agent, &joined).await;
-        let served = joined.client.send_replace(None).is_some();
+        let served = joined.controller.is_connected();
+        let why = end.as_ref().err().map_or_else(|| "it ended the stream".to_owned(), ToString::to_string);
+        joined.controller.tell(Contact::Away(why));
         // The next controller, where there are several: this one failed, or sent the agent away.
         joined.endpoint.fetch_add(1, Ordering::Relaxed);
         let network = &joined.membership.name;
@@ -181,7 +186,15 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
         }
         let pause = delays.next().unwrap_or(Duration::from_secs(10));
         // Who is told a time keeps to it: it was drawn so that not all come back at once.
-        tokio::time::sleep(told.map_or(pause, |told| told.max(Duration::from_millis(100)))).await;
+        let pause = told.map_or(pause, |told| told.max(Duration::from_millis(100)));
+        let wanted = async {
+            tokio::time::sleep(if told.is_some() { pause } else { LEAST_PAUSE.min(pause) }).await;
+            joined.controller.wanted().await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = wanted => {}
+        }
     }
 }
 
@@ -202,7 +215,7 @@ async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEn
                     Ok(Some(revision)) => {
                         // Only with a map is there anything to attach to.
                         if let Some(client) = client.take() {
-                            joined.client.send_replace(Some(client));
+                            joined.controller.tell(Contact::Connected(client));
                             agent.look_closely();
                         }
                         let _ = outbox.try_send(say(Say::Applied(v1::Applied { revision })));
@@ -333,7 +346,12 @@ async fn tell_engine(
             let state = joined.state();
             agent.viewpoint(&joined.membership).changes(&touched, state.member.map())
         };
-        let result = agent.engine().change_peers(joined.membership.network, &changes.put, &changes.remove);
+        let network = joined.membership.network;
+        let result = if joined.take_peers_unknown() {
+            agent.engine().replace_peers(network, agent.all_peers(network))
+        } else {
+            agent.engine().change_peers(network, &changes.put, &changes.remove)
+        };
         if let Err(error) = result {
             // A new engine gets all peers, so nothing is lost.
             tracing::warn!(%error, "the engine did not take a change of peers");

@@ -2,7 +2,8 @@
 //! last map of each network that it could verify. Files are replaced whole, so a crash leaves the old or the new one.
 //!
 //! Nobody can log in to a node, so a damaged file never keeps it from starting: what cannot be read is put aside, and
-//! the controller's map tells what is missing.
+//! the controller's map tells what is missing. Nor does a full disk: what is on it stays as it was, and what cannot be
+//! written now is written later.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,8 +28,18 @@ use znet_core::name::Name;
 use crate::error::AgentError;
 use crate::host::netns::NetnsId;
 
-/// Largest map file in bytes that is read: some 400,000 containers.
+/// Largest map file in bytes that is written or read: some 400,000 containers.
 const MAX_MAP_FILE: u64 = 64 << 20;
+
+/// Where the last verified maps are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum MapCache {
+    /// On disk as well: an agent that starts with the controller away knows the network.
+    #[default]
+    Disk,
+    /// In memory alone: nobody who takes the disk learns who is in the network.
+    Memory,
+}
 
 /// What is kept of a join token once it was used: everything but the secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,6 +83,7 @@ pub struct Attachment {
 #[derive(Clone, Debug)]
 pub struct Files {
     dir: PathBuf,
+    cache: MapCache,
     /// Given back by the kernel when the process ends, however it ends.
     _lock: Arc<Flock<File>>,
 }
@@ -81,10 +93,10 @@ impl Files {
     ///
     /// # Errors
     /// [`AgentError::File`], or [`AgentError::Busy`] when another agent has it open.
-    pub fn open(dir: &Path) -> Result<Self, AgentError> {
+    pub fn open(dir: &Path, cache: MapCache) -> Result<Self, AgentError> {
         let networks = dir.join("networks");
         DirBuilder::new().recursive(true).mode(0o700).create(&networks).map_err(at(&networks))?;
-        Ok(Self { dir: dir.to_owned(), _lock: Arc::new(lock(dir)?) })
+        Ok(Self { dir: dir.to_owned(), cache, _lock: Arc::new(lock(dir)?) })
     }
 
     /// The node's own identity, made on first use.
@@ -123,14 +135,18 @@ impl Files {
         Ok(all)
     }
 
-    /// Keeps a membership.
+    /// Keeps a membership. One that is there already is left alone, which a full disk cannot hinder.
     ///
     /// # Errors
     /// [`AgentError::File`].
     pub fn put_membership(&self, membership: &Membership) -> Result<(), AgentError> {
         let dir = self.network_dir(membership.network);
+        let (path, content) = (dir.join("membership.json"), json(membership)?);
+        if fs::read(&path).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
-        replace(&dir.join("membership.json"), &json(membership)?, true)
+        replace(&path, &content, true)
     }
 
     /// Forgets a network.
@@ -180,13 +196,17 @@ impl Files {
     /// Keeps a verified map, in place of the one before and of the deltas that led on from that.
     ///
     /// # Errors
-    /// [`AgentError::File`].
+    /// [`AgentError::File`]: the one before is kept; also when the map is larger than would be read again.
     pub fn put_map(&self, member: &Member) -> Result<(), AgentError> {
-        let Some(head) = member.head() else { return Ok(()) };
+        let Some(head) = member.head().filter(|_| self.cache == MapCache::Disk) else { return Ok(()) };
         let records = member.map().records().map(|record| v1::Record::from(&record)).collect();
         let snapshot = v1::SnapshotPart { records, head: Some(head.into()) };
         let dir = self.network_dir(member.network());
-        replace(&dir.join("map"), &snapshot.encode_to_vec(), false)?;
+        let path = dir.join("map");
+        if u64::try_from(snapshot.encoded_len()).is_ok_and(|length| length > MAX_MAP_FILE) {
+            return Err(at(&path)(std::io::ErrorKind::FileTooLarge.into()));
+        }
+        replace(&path, &snapshot.encode_to_vec(), true)?;
         // A crash before this leaves deltas that the map has already; those are passed over when it is loaded.
         let journal = dir.join("map.log");
         match OpenOptions::new().write(true).open(&journal).and_then(|file| file.set_len(0)) {
@@ -201,10 +221,18 @@ impl Files {
     /// # Errors
     /// [`AgentError::File`].
     pub fn append_delta(&self, network: NetworkId, delta: &v1::Delta) -> Result<u64, AgentError> {
+        if self.cache == MapCache::Memory {
+            return Ok(0);
+        }
         let path = self.network_dir(network).join("map.log");
         let append = || {
             let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
-            file.write_all(&delta.encode_length_delimited_to_vec())?;
+            let before = file.metadata()?.len();
+            if let Err(error) = file.write_all(&delta.encode_length_delimited_to_vec()) {
+                // On a full disk a part of it may be there.
+                let _ = file.set_len(before);
+                return Err(error);
+            }
             Ok(file.metadata()?.len())
         };
         append().map_err(at(&path))
@@ -212,8 +240,15 @@ impl Files {
 
     /// Gives a member the last map that was kept, if that still verifies: signatures and digests are checked as if it
     /// came from the controller. Returns whether deltas were found beside it.
+    ///
+    /// Where maps are kept in memory alone, what an earlier agent left on disk is removed.
     pub fn load_map(&self, member: &mut Member) -> bool {
         let dir = self.network_dir(member.network());
+        if self.cache == MapCache::Memory {
+            // They may never have been there.
+            let _ = (fs::remove_file(dir.join("map")), fs::remove_file(dir.join("map.log")));
+            return false;
+        }
         if let Some(Err(error)) = read_bounded(&dir.join("map")).map(|bytes| apply_snapshot(member, &bytes)) {
             tracing::warn!(dir = %dir.display(), %error, "the map on disk is not used; waiting for the controller's");
         }
@@ -277,8 +312,8 @@ fn lock(dir: &Path) -> Result<Flock<File>, AgentError> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     match Flock::lock(file.map_err(at(&path))?, FlockArg::LockExclusiveNonblock) {
         Ok(mut file) => {
-            let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-            written.map_err(at(&path))?;
+            // Only for whoever is kept out to be told; a full disk keeps nobody from starting.
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
             Ok(file)
         }
         Err((mut file, nix::Error::EWOULDBLOCK)) => {
@@ -316,7 +351,11 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), AgentError> {
         }
         fs::rename(&new, path)
     };
-    write().map_err(at(path))
+    write().map_err(|error| {
+        // What is there of it would only fill the disk.
+        let _ = fs::remove_file(&new);
+        at(path)(error)
+    })
 }
 
 #[cfg(test)]
@@ -356,7 +395,7 @@ mod tests {
 
     fn files() -> (tempfile::TempDir, Files) {
         let dir = tempfile::Builder::new().prefix("zt-files-").tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = Files::open(dir.path(), MapCache::Disk).unwrap();
         fs::create_dir(files.network_dir(NETWORK)).unwrap();
         let mut member = Member::new(NETWORK, key().verifying_key());
         member.apply_snapshot([node(1)], &head(1)).unwrap();
@@ -407,6 +446,34 @@ mod tests {
         }
         fs::write(&path, bytes).unwrap();
         assert_eq!(loaded(&files).revision(), Revision::ZERO);
+    }
+
+    #[test]
+    fn a_map_file_that_is_larger_than_any_map_is_not_read() {
+        let (_dir, files) = files();
+        let path = files.network_dir(NETWORK).join("map");
+        let whole = fs::read(&path).unwrap();
+        // Trailing zeroes alone would be an error of their own, so the size is what counts.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(MAX_MAP_FILE + 1).unwrap();
+        assert!(read_bounded(&path).is_none());
+        assert_eq!(loaded(&files).revision(), Revision::ZERO);
+        fs::write(&path, whole).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::new(1));
+    }
+
+    #[test]
+    fn in_memory_alone_nothing_is_written_and_what_is_there_is_removed() {
+        let (dir, files) = files();
+        files.append_delta(NETWORK, &delta(2)).unwrap();
+        let member = loaded(&files);
+        drop(files);
+        let files = Files::open(dir.path(), MapCache::Memory).unwrap();
+        assert_eq!(loaded(&files).revision(), Revision::ZERO);
+        files.put_map(&member).unwrap();
+        assert_eq!(files.append_delta(NETWORK, &delta(3)).unwrap(), 0);
+        let left = fs::read_dir(files.network_dir(NETWORK)).unwrap().count();
+        assert_eq!(left, 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`agent`] | the agent as a whole, and what it knows of each network |
+//! | [`contact`] | whether the controller can be asked, and waiting until it can |
 //! | [`control`] | the control stream of one network: join, watch, apply, acknowledge |
 //! | [`peers`] | what the engine learns when a map changes |
 //! | [`attach`] | attaching and detaching containers |
@@ -22,6 +23,7 @@ pub mod agent;
 pub mod attach;
 pub mod cli;
 pub mod client;
+pub mod contact;
 pub mod control;
 pub mod engine;
 pub mod error;

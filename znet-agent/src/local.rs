@@ -28,6 +28,8 @@ use crate::error::AgentError;
 pub const SOCKET: &str = "agent.sock";
 /// Largest request in bytes.
 const MAX_BODY: usize = 64 << 10;
+/// The longest that a request may wait for a controller.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
 /// `POST /v1/attach`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +49,9 @@ pub struct AttachRequest {
     /// Milliseconds to wait until every live node has applied the change; absent: do not wait.
     #[serde(default)]
     pub wait_millis: Option<u64>,
+    /// Milliseconds to wait for a controller that is away; absent: that is an error at once.
+    #[serde(default)]
+    pub wait_controller_millis: Option<u64>,
 }
 
 /// An attached container.
@@ -212,6 +217,8 @@ async fn attach_one(
         ifname: request.ifname,
         addresses: request.addresses,
         wait: request.wait_millis.map(Duration::from_millis),
+        wait_controller: Duration::from_millis(request.wait_controller_millis.unwrap_or_default())
+            .min(MAX_WAIT),
     };
     let working = agent.clone();
     let (network, member) = (joined.clone(), joined.clone());
@@ -299,7 +306,7 @@ fn status_of(agent: &Agent) -> Status {
         NetworkStatus {
             name: joined.membership.name.to_string(),
             id: id.to_string(),
-            connected: joined.client.borrow().is_some(),
+            connected: joined.controller.is_connected(),
             revision,
             port: joined.membership.port,
             nodes,

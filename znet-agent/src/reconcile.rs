@@ -153,7 +153,12 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
             release_leftovers(agent, &joined).await?;
             report_endpoints(agent, &joined).await;
         }
-        let attachments: Vec<Attachment> = joined.state().attachments.values().cloned().collect();
+        let attachments: Vec<Attachment> = {
+            let state = joined.state();
+            // Without a map nobody knows how they should be: what is there stays as it is.
+            let known = state.member.head().is_some();
+            state.attachments.values().filter(|_| known).cloned().collect()
+        };
         for attachment in attachments {
             let key = DeviceKey { network: joined.membership.network, container: attachment.container };
             let vanished = gone.contains(&(key.network, key.container));
@@ -266,7 +271,7 @@ async fn rebuild(
             .await?;
             return build(agent, joined, attachment, key).await;
         }
-        None => ask_controller(joined, &name, &attachment.addresses).await?,
+        None => ask_controller(joined, &name, &attachment.addresses, Duration::ZERO).await?,
     };
     attachment.container = record.id;
     attachment.addresses = record.addresses().collect();

@@ -8,6 +8,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use znet_cli::Common;
 use znet_core::name::Name;
 
+use crate::files::MapCache;
+
 /// The node agent of znet: joins networks and gives containers their encrypted links.
 #[derive(Debug, Parser)]
 #[command(name = "znet-agent", version, arg_required_else_help = true)]
@@ -113,6 +115,9 @@ pub struct RunArgs {
     /// Seconds between keepalives to active peers, for a node behind a NAT
     #[arg(long, value_name = "SECONDS", env = "ZNET_KEEPALIVE", value_parser = clap::value_parser!(u16).range(1..))]
     pub keepalive: Option<u16>,
+    /// Where the last verified maps are kept: on disk they are what an agent starts from while its controller is away
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "disk", env = "ZNET_MAP_CACHE")]
+    pub map_cache: MapCache,
     /// Start a new engine even if one runs; links pause for a moment
     #[arg(long)]
     pub replace_engine: bool,
@@ -133,7 +138,7 @@ pub struct TokenArgs {
 /// What to attach.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  znet-agent attach --network acme --name web --netns /run/netns/web\n  znet-agent attach --network acme --name db --netns /proc/4711/ns/net --address 10.77.0.10 --wait"
+    after_help = "Examples:\n  znet-agent attach --network acme --name web --netns /run/netns/web\n  znet-agent attach --network acme --name db --netns /proc/4711/ns/net --address 10.77.0.10 --wait\n  znet-agent attach --network acme --name web --netns /run/netns/web --wait-controller 10m"
 )]
 pub struct AttachArgs {
     /// Which container
@@ -148,6 +153,9 @@ pub struct AttachArgs {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: std::time::Duration,
+    /// How long to wait for a controller that is away [default: not at all]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub wait_controller: Option<std::time::Duration>,
 }
 
 /// What to run as a container.

@@ -59,8 +59,13 @@ fn attach_request(args: AttachArgs) -> AttachRequest {
         netns: args.netns,
         ifname: args.container.ifname,
         addresses: args.container.address,
-        wait_millis: args.wait.then(|| u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX)),
+        wait_millis: args.wait.then(|| millis(args.timeout)),
+        wait_controller_millis: args.wait_controller.map(millis),
     }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The text of the join token, from the command line or a file.
