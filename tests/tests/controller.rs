@@ -248,7 +248,20 @@ fn a_restored_controller_is_older_than_its_agents_until_a_new_epoch_is_started()
     probe::until("the agent to refuse the older map", SOON, told)?;
     assert_eq!(node.revision("acme")?, revision);
     assert!(a.pings(b.v6()?, FIRST_PACKET)?);
+    // The operator is told what happened and which one command resolves it.
+    let show = ["network", "show", "acme"];
+    let ahead = || world.controller.json(&show).ok()?.get("ahead").cloned();
+    let ahead = probe::until("the controller to notice that it is behind", SOON, ahead)?;
+    assert_eq!(ahead, serde_json::json!({ "nodes": 1, "revision": revision }));
+    for args in [&["status"][..], &["status", "acme"], &show] {
+        let said = world.controller.ctl(args)?.stdout;
+        assert!(said.contains("restored from an older backup"), "{args:?}: {said}");
+        assert!(said.contains("\n  znet-ctl network new-epoch acme\n"), "{args:?}: {said}");
+    }
+    let log = world.controller.process()?.stderr()?;
+    assert_eq!(log.matches("`znet-ctl network new-epoch acme`").count(), 1, "{log}");
     world.controller.ctl(&["network", "new-epoch", "acme", "--yes"])?;
+    assert!(world.controller.json(&show)?.get("ahead").is_none());
     let believed = || node.revision("acme").ok().filter(|now| *now != revision);
     probe::until("the agent to believe the new epoch", SOON, believed)?;
     assert!(a.pings(b.v6()?, FIRST_PACKET)?, "a link that both histories know was cut");

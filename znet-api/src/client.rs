@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use crate::agent_client::{root_cause, tls_stream};
 use crate::error::Problem;
 use crate::rest::{
-    AuditRecord, ChangeNetwork, Container, CreateNetwork, CreateOperator, CreateToken, Health, Network,
-    NetworkStatus, NewOperator, NewToken, Node, Operator, Removed, Reservation, Reserve, Token,
+    AuditRecord, ChangeNetwork, Container, CreateNetwork, CreateOperator, CreateToken, Garbage, Health,
+    Network, NetworkStatus, NewOperator, NewToken, Node, Operator, Removed, Reservation, Reserve, Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -170,6 +170,30 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn revoke_token(&self, network: &str, id: &str) -> Result<Token, ClientError> {
         self.delete(&format!("/v1/networks/{network}/tokens/{id}")).await
+    }
+
+    /// `DELETE /v1/networks/{network}/tokens/{id}?with_nodes=true`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke_token_with_nodes(&self, network: &str, id: &str) -> Result<Token, ClientError> {
+        self.delete(&format!("/v1/networks/{network}/tokens/{id}?with_nodes=true")).await
+    }
+
+    /// `GET /v1/networks/{network}/garbage`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn garbage(&self, network: &str) -> Result<Garbage, ClientError> {
+        self.get(&format!("/v1/networks/{network}/garbage")).await
+    }
+
+    /// `POST /v1/networks/{network}/garbage`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn collect_garbage(&self, network: &str) -> Result<Garbage, ClientError> {
+        self.call(Method::POST, &format!("/v1/networks/{network}/garbage"), None::<&()>).await
     }
 
     /// `GET /v1/networks/{network}/nodes`

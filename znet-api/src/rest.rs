@@ -138,6 +138,19 @@ pub struct Network {
     pub nodes: usize,
     /// Number of containers.
     pub containers: usize,
+    /// That the controller was restored from an older backup; absent when nothing says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<Ahead>,
+}
+
+/// Nodes that know more of a network's history than its controller, which was restored from an older backup. They refuse
+/// its map until a new epoch is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ahead {
+    /// Number of such nodes.
+    pub nodes: usize,
+    /// The latest revision that one of them has applied.
+    pub revision: u64,
 }
 
 /// A join token to create.
@@ -150,7 +163,7 @@ pub struct CreateToken {
     pub label: Option<String>,
     /// How often it can be used; any number of times when absent.
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 4_294_967_295_i64)]
+    #[schema(minimum = 1, maximum = 2_147_483_647)]
     pub uses: Option<u32>,
     /// Seconds from now until it expires; never when absent.
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
@@ -239,6 +252,9 @@ pub struct Node {
     /// The revision that it has applied, as far as it said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<u64>,
+    /// The later revision that it has applied, where the controller was restored from an older backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<u64>,
     /// Number of its containers.
     pub containers: usize,
 }
@@ -281,6 +297,15 @@ pub struct Reservation {
     pub addresses: Vec<IpAddr>,
     /// Whether a container of this name is attached.
     pub attached: bool,
+}
+
+/// What a network keeps and has no use for any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Garbage {
+    /// Ephemeral nodes that stayed away beyond their time.
+    pub nodes: Vec<Node>,
+    /// Join tokens that admit nobody any more: revoked, used up or expired.
+    pub tokens: Vec<Token>,
 }
 
 /// One entry of the audit trail.

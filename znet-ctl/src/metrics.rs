@@ -57,6 +57,8 @@ pub struct NetworkFigures {
     pub live: usize,
     /// Its containers.
     pub containers: usize,
+    /// Nodes that have applied a later revision than this controller knows.
+    pub ahead: usize,
     /// Whether it takes changes.
     pub writable: bool,
 }
@@ -94,6 +96,7 @@ pub struct Metrics {
     nodes: Gauge,
     live: Gauge,
     containers: Gauge,
+    ahead: Gauge,
     revision_of: Family<NetworkLabels, Gauge>,
     nodes_of: Family<NetworkLabels, Gauge>,
     live_of: Family<NetworkLabels, Gauge>,
@@ -131,6 +134,7 @@ impl Metrics {
         r.register("nodes", "Nodes of all networks", metrics.nodes.clone());
         r.register("nodes_live", "Nodes that live", metrics.live.clone());
         r.register("containers", "Containers of all networks", metrics.containers.clone());
+        r.register("nodes_ahead", "Nodes whose map is later than the controller's", metrics.ahead.clone());
         r.register("network_revision", "Revision of a network", metrics.revision_of.clone());
         r.register("network_nodes", "Nodes of a network", metrics.nodes_of.clone());
         r.register("network_nodes_live", "Nodes of a network that live", metrics.live_of.clone());
@@ -173,6 +177,7 @@ impl Metrics {
         self.nodes.set(sum(|network| network.nodes));
         self.live.set(sum(|network| network.live));
         self.containers.set(sum(|network| network.containers));
+        self.ahead.set(sum(|network| network.ahead));
         for family in [&self.revision_of, &self.nodes_of, &self.live_of, &self.containers_of] {
             family.clear();
         }

@@ -39,10 +39,17 @@ pub enum Command {
         /// Whether nodes that join by it are collected when they stay away.
         lifetime: NodeLifetime,
     },
-    /// Makes a join token invalid from now on. Nodes that joined by it stay.
+    /// Makes a join token invalid from now on.
     RevokeToken {
         /// The token.
         token: TokenId,
+        /// Whether the nodes that joined by it are removed with all their containers; else they stay.
+        with_nodes: bool,
+    },
+    /// Removes join tokens that admit nobody any more. Valid ones in the list are left alone.
+    RemoveTokens {
+        /// The tokens.
+        tokens: Vec<TokenId>,
     },
     /// Admits a node, or confirms one that is admitted already (then the token's uses are not touched).
     Join {

@@ -51,7 +51,8 @@ impl Network {
             Command::CreateToken { label, uses, expires, lifetime } => {
                 self.create_token(label.as_ref(), *uses, *expires, *lifetime, now, rng)
             }
-            Command::RevokeToken { token } => self.revoke_token(*token),
+            Command::RevokeToken { token, with_nodes } => self.revoke_token(*token, *with_nodes, now),
+            Command::RemoveTokens { tokens } => Ok(self.remove_tokens(tokens, now)),
             Command::Join { secret, node, name, endpoints } => {
                 self.join(secret.as_ref(), *node, name, endpoints, now)
             }

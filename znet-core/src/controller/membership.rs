@@ -27,7 +27,7 @@ impl Network {
         let mut changes = Vec::new();
         if self.tokens().len() >= MAX_TOKENS {
             // Tokens are kept after their time so that operators see what became of them, but not in the way of new ones.
-            let dead = self.tokens().filter(|token| check_token(token, now).is_err());
+            let dead = self.tokens().filter(|token| token.is_spent(now));
             let oldest = dead.min_by_key(|token| (token.created, token.id));
             let oldest = oldest.ok_or(Rejection::Full { what: "valid tokens", bound: MAX_TOKENS })?;
             changes.push(StateChange::Remove(RowKey::Token(oldest.id)));
@@ -54,13 +54,33 @@ impl Network {
         Ok(Decision { changes, reply })
     }
 
-    pub(super) fn revoke_token(&self, id: TokenId) -> Result<Decision, Rejection> {
+    pub(super) fn revoke_token(
+        &self,
+        id: TokenId,
+        with_nodes: bool,
+        now: Timestamp,
+    ) -> Result<Decision, Rejection> {
         let token = self.token(&id).ok_or(Rejection::NoSuchToken { token: id })?;
-        if token.revoked {
-            return Ok(Decision::nothing(Reply::Done));
+        let joined = self.nodes().filter(|node| with_nodes && node.token == id);
+        let joined: Vec<NodeId> = joined.map(|node| node.id).collect();
+        let mut decision = match joined.as_slice() {
+            [] => Decision::nothing(Reply::Removed { containers: Vec::new(), nodes: 0 }),
+            joined => self.remove_nodes(joined, now)?,
+        };
+        if !token.revoked {
+            let revoked = Token { revoked: true, ..token.clone() };
+            decision.changes.push(StateChange::Put(Row::Token(revoked)));
         }
-        let revoked = Token { revoked: true, ..token.clone() };
-        Ok(Decision { changes: vec![StateChange::Put(Row::Token(revoked))], reply: Reply::Done })
+        Ok(decision)
+    }
+
+    pub(super) fn remove_tokens(&self, ids: &[TokenId], now: Timestamp) -> Decision {
+        let spent = |id: &&TokenId| self.token(id).is_some_and(|token| token.is_spent(now));
+        let mut gone: Vec<TokenId> = ids.iter().filter(spent).copied().collect();
+        gone.sort_unstable();
+        gone.dedup();
+        let changes = gone.into_iter().map(|id| StateChange::Remove(RowKey::Token(id))).collect();
+        Decision { changes, reply: Reply::Done }
     }
 
     pub(super) fn join(
@@ -175,6 +195,13 @@ fn unusable_because(endpoint: &SocketAddr) -> Option<&'static str> {
             Some("a zone has a meaning on one machine only; give an address without one")
         }
         _ => None,
+    }
+}
+
+impl Token {
+    /// Whether it admits nobody any more: it was revoked or used up, or its time is over.
+    pub fn is_spent(&self, now: Timestamp) -> bool {
+        check_token(self, now).is_err()
     }
 }
 

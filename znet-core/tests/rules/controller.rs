@@ -239,7 +239,7 @@ impl World {
             Act::Revoke(index) => {
                 let (token, _) = self.token(index);
                 let expected = self.model.revoke(&token);
-                same(self.decide(&Command::RevokeToken { token }), expected);
+                same(self.decide(&Command::RevokeToken { token, with_nodes: false }), expected);
             }
             Act::Join { token, node: n, name, endpoints } => {
                 let secret = token.map(|index| self.token(index).1);
@@ -588,6 +588,58 @@ fn dead_tokens_make_room_for_new_ones_and_valid_ones_do_not() {
     }
     let rejection = network.decide(&create, at(0), &mut rng).unwrap_err();
     assert_eq!(rejection, Rejection::Full { what: "valid tokens", bound: MAX_TOKENS });
+}
+
+#[test]
+fn a_token_revoked_with_its_nodes_takes_these_along_and_no_others() {
+    let mut world = world();
+    let mut token = |lifetime| {
+        let command = Command::CreateToken { label: None, uses: None, expires: None, lifetime };
+        let Ok(Reply::Token { id, secret }) = world.decide(&command) else { panic!("no token") };
+        (id, secret)
+    };
+    let (bad, good) = (token(NodeLifetime::Lasting), token(NodeLifetime::Lasting));
+    for (number, secret) in [(11, &bad.1), (12, &good.1), (13, &bad.1)] {
+        let name = name(&format!("t{number}"));
+        let secret = Some(secret.clone());
+        world
+            .decide(&Command::Join { secret, node: node(number), name: name.clone(), endpoints: vec![] })
+            .unwrap();
+        let attach = Command::Attach { node: node(number), name, addresses: vec![], public_key: None };
+        world.decide(&attach).unwrap();
+    }
+    let revoke = Command::RevokeToken { token: bad.0, with_nodes: true };
+    let Ok(Reply::Removed { containers, nodes }) = world.decide(&revoke) else { panic!("not removed") };
+    assert_eq!((containers.len(), nodes), (2, 2));
+    let left = |number| world.network.node(&node(number)).is_some();
+    assert_eq!((left(11), left(12), left(13)), (false, true, false));
+    assert!(world.network.token(&bad.0).unwrap().revoked && !world.network.token(&good.0).unwrap().revoked);
+    let again = world.network.decide(&revoke, world.now, &mut world.rng).unwrap();
+    assert_eq!(again.changes, vec![], "revoking is idempotent");
+}
+
+#[test]
+fn only_tokens_that_admit_nobody_any_more_are_removed() {
+    let mut world = world();
+    let mut token = |uses, expires| {
+        let lifetime = NodeLifetime::Lasting;
+        let Ok(Reply::Token { id, secret }) =
+            world.decide(&Command::CreateToken { label: None, uses, expires, lifetime })
+        else {
+            panic!("no token")
+        };
+        (id, secret)
+    };
+    let (valid, expired) = (token(Some(2), None), token(None, Some(at(0))));
+    let (used, revoked) = (token(Some(1), None), token(None, None));
+    let secret = Some(used.1);
+    world.decide(&Command::Join { secret, node: node(11), name: name("t"), endpoints: vec![] }).unwrap();
+    world.decide(&Command::RevokeToken { token: revoked.0, with_nodes: false }).unwrap();
+    let tokens = vec![valid.0, expired.0, used.0, revoked.0, valid.0, used.0];
+    world.decide(&Command::RemoveTokens { tokens }).unwrap();
+    let there = |id| world.network.token(&id).is_some();
+    assert_eq!([valid.0, expired.0, used.0, revoked.0].map(there), [true, false, false, false]);
+    assert!(world.network.node(&node(11)).is_some(), "a node outlives its token");
 }
 
 #[test]

@@ -258,6 +258,7 @@ mod tests {
             revision: 3,
             nodes: 0,
             containers: 0,
+            ahead: None,
         };
         let token = Token {
             id: "00".repeat(8),

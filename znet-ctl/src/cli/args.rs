@@ -100,6 +100,19 @@ pub enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Remove what is of no use any more: tokens that admit nobody, ephemeral nodes that stayed away; lists it first
+    #[command(after_help = "Examples:\n  znet-ctl gc --dry-run\n  znet-ctl gc acme --yes")]
+    Gc {
+        /// The network, by name or identifier; all when absent
+        #[arg(value_name = "NETWORK")]
+        network: Option<String>,
+        /// Only list
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Show who changed what, when, at which revision
     #[command(
         after_help = "Examples:\n  znet-ctl audit\n  znet-ctl audit acme\n  znet-ctl audit acme --after 1200 --follow"
@@ -332,13 +345,21 @@ pub enum TokenCommand {
         /// The network, by name or identifier
         network: String,
     },
-    /// Make a join token invalid; nodes that joined by it stay
-    #[command(after_help = "Examples:\n  znet-ctl token revoke acme 0123456789abcdef")]
+    /// Make a join token invalid; nodes that joined by it stay, or go with it
+    #[command(
+        after_help = "Examples:\n  znet-ctl token revoke acme 0123456789abcdef\n  znet-ctl token revoke acme ci --with-nodes --yes"
+    )]
     Revoke {
         /// The network, by name or identifier
         network: String,
         /// The token's handle or label
         token: String,
+        /// Remove the nodes that joined by it with all their containers, and cut their links
+        #[arg(long)]
+        with_nodes: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

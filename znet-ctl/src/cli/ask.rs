@@ -42,6 +42,7 @@ impl Asker {
             Command::Reservation(command) => self.reservation(command).await,
             Command::Operator(command) => self.operator(command).await,
             Command::Status { network, watch } => self.status(network.as_deref(), watch).await,
+            Command::Gc { network, dry_run, yes } => self.gc(network, dry_run, yes).await,
             Command::Audit { network, after, limit, follow } => {
                 self.audit(network.as_deref(), after, limit, follow).await
             }

@@ -97,7 +97,11 @@ impl Asker {
 }
 
 pub(super) fn node_row(node: &Node) -> Vec<String> {
-    let state = if node.live { "live" } else { "away" };
+    let state = match (node.ahead, node.live) {
+        (Some(_), _) => "refuses",
+        (None, true) => "live",
+        (None, false) => "away",
+    };
     vec![
         node.name.clone(),
         state.to_owned(),

@@ -4,6 +4,7 @@ mod apply;
 mod args;
 mod ask;
 mod files;
+mod gc;
 mod members;
 mod networks;
 mod operators;

@@ -12,7 +12,7 @@ use super::{Result, agree};
 
 pub(super) const NETWORK_HEADINGS: [&str; 7] =
     ["NETWORK", "IPV6", "IPV4", "NODES", "CONTAINERS", "REVISION", "ID"];
-const TOKEN_HEADINGS: [&str; 6] = ["TOKEN", "LABEL", "USED", "EXPIRES", "NODES", "STATE"];
+pub(super) const TOKEN_HEADINGS: [&str; 6] = ["TOKEN", "LABEL", "USED", "EXPIRES", "NODES", "STATE"];
 
 /// A network that was just created, and its first token.
 #[derive(Serialize)]
@@ -97,6 +97,7 @@ impl Asker {
             output::line(&format!("reserved ranges: {reserved}"));
             output::line(&format!("released addresses rest {} s", network.rest_seconds));
             output::line(&format!("created {}, epoch {}", network.created, network.epoch));
+            print_ahead(network);
         }
         Ok(())
     }
@@ -115,8 +116,15 @@ impl Asker {
                 let all = self.client.tokens(&network).await.map_err(failed)?;
                 output::print(self.format, &all, &TOKEN_HEADINGS, all.iter().map(token_row));
             }
-            TokenCommand::Revoke { network, token } => {
-                let revoked = self.client.revoke_token(&network, &token).await.map_err(failed)?;
+            TokenCommand::Revoke { network, token, with_nodes, yes } => {
+                let revoked = if with_nodes {
+                    let what = format!("Removes all nodes of network {network} that joined by token {token}");
+                    agree(yes, &what)?;
+                    self.client.revoke_token_with_nodes(&network, &token).await
+                } else {
+                    self.client.revoke_token(&network, &token).await
+                };
+                let revoked = revoked.map_err(failed)?;
                 output::print(self.format, &revoked, &TOKEN_HEADINGS, [token_row(&revoked)]);
             }
         }
@@ -166,7 +174,20 @@ pub(super) fn network_row(network: &Network) -> Vec<String> {
     ]
 }
 
-fn token_row(token: &Token) -> Vec<String> {
+/// Tells of nodes that refuse this controller's map, and what resolves that.
+pub(super) fn print_ahead(network: &Network) {
+    let Some(ahead) = &network.ahead else { return };
+    let (nodes, name) = (ahead.nodes, &network.name);
+    let have = if nodes == 1 { "node has" } else { "nodes have" };
+    output::line(&format!(
+        "\n{nodes} {have} applied network {name} up to revision {}, and this controller knows it up to revision {}: it \
+         was\nrestored from an older backup. Their links go on, but they refuse its map, and no change reaches them. \
+         When\neverything that should be in the network is in it:\n\n  znet-ctl network new-epoch {name}",
+        ahead.revision, network.revision
+    ));
+}
+
+pub(super) fn token_row(token: &Token) -> Vec<String> {
     let of = token.uses.map_or_else(|| "any".to_owned(), |uses| uses.to_string());
     let used_up = token.uses.is_some_and(|uses| token.used >= uses);
     let now = jiff::Timestamp::now();

@@ -10,7 +10,7 @@ use znet_cli::output::{self, Format};
 use super::Result;
 use super::ask::{Asker, failed};
 use super::members::{NODE_HEADINGS, node_row};
-use super::networks::{NETWORK_HEADINGS, network_row};
+use super::networks::{NETWORK_HEADINGS, network_row, print_ahead};
 
 /// How often something that is watched is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -81,6 +81,7 @@ impl Asker {
             health.status, health.version, health.pin
         ));
         output::table(&NETWORK_HEADINGS, seen.networks.iter().map(network_row));
+        seen.networks.iter().for_each(print_ahead);
         Ok(())
     }
 
@@ -106,6 +107,7 @@ impl Asker {
             live.len()
         ));
         output::table(&NODE_HEADINGS, seen.nodes.iter().map(node_row));
+        print_ahead(network);
         Ok(())
     }
 

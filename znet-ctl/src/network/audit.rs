@@ -12,6 +12,7 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
     match command {
         Command::CreateToken { .. } => "token.create",
         Command::RevokeToken { .. } => "token.revoke",
+        Command::RemoveTokens { .. } => "token.collect",
         Command::Join { .. } => "node.join",
         Command::SetEndpoints { .. } => "node.report",
         Command::Attach { .. } => "container.attach",
@@ -42,7 +43,14 @@ pub(super) fn note(
             let expires = expires.map(znet_api::rest::rfc3339);
             format!("token {id}{label}, {uses}, expires {}", expires.as_deref().unwrap_or("never"))
         }
-        (Command::RevokeToken { token }, _) => format!("token {token}"),
+        (Command::RevokeToken { token, with_nodes: true }, Reply::Removed { containers, nodes }) => {
+            format!("token {token} with {nodes} nodes and {} containers", containers.len())
+        }
+        (Command::RevokeToken { token, .. }, _) => format!("token {token}"),
+        (Command::RemoveTokens { tokens }, _) => {
+            let named: Vec<_> = tokens.iter().take(10).map(ToString::to_string).collect();
+            format!("{} tokens that admit nobody any more: {}", tokens.len(), named.join(", "))
+        }
         (Command::Join { node, endpoints, .. }, Reply::Joined { name }) => {
             format!("node {name} ({node}) at {}", list(endpoints))
         }

@@ -21,6 +21,7 @@ mod task;
 mod tests;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use znet_api::error::Problem;
 use znet_core::controller::{Command, Network, Reply};
-use znet_core::id::{NetworkId, NodeId, Revision};
+use znet_core::id::{Epoch, NetworkId, NodeId, Revision};
 use znet_core::key::{SigningKey, VerifyingKey};
 use znet_core::map::SignedHead;
 use znet_core::name::Name;
@@ -242,6 +243,29 @@ impl Hosted {
         self.presence.of(node, self.common.clock.now())
     }
 
+    /// A member resumes from where this controller has not been yet, which it can know of the controller alone.
+    fn is_ahead(&self, node: NodeId, applied: (Epoch, Revision), current: Revision) {
+        if self.presence.is_ahead(node, applied) {
+            tracing::warn!(
+                network = %self.name, %node, applied = %applied.1, %current,
+                "the node has applied a later revision than this controller knows, which was restored from an older \
+                 backup: the node refuses its map until `znet-ctl network new-epoch {}`", self.name
+            );
+        }
+    }
+
+    /// The members that have applied a later revision than this controller knows, and which: it was restored from an
+    /// older backup.
+    pub fn ahead(&self) -> BTreeMap<NodeId, Revision> {
+        self.read(|_, head| self.presence.beyond(head.head.position())).unwrap_or_default()
+    }
+
+    /// Ephemeral nodes that stayed away beyond the network's time to live.
+    pub fn overdue(&self) -> Vec<NodeId> {
+        let ttl = self.read(|network, _| network.conf().ephemeral_ttl());
+        ttl.map(|ttl| self.presence.overdue(ttl, self.common.clock.now())).unwrap_or_default()
+    }
+
     /// A member gave a sign of life.
     pub fn seen(&self, node: NodeId) {
         self.presence.seen(node, self.common.clock.now());
@@ -282,6 +306,7 @@ impl Hosted {
             nodes,
             live: self.presence.live(),
             containers,
+            ahead: self.ahead().len(),
             writable,
         }
     }

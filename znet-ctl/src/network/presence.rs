@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use znet_core::controller::NodeLifetime;
 use znet_core::controller::liveness::Liveness;
-use znet_core::id::{NodeId, Revision};
+use znet_core::id::{Epoch, NodeId, Revision};
 use znet_core::time::Timestamp;
 
 /// How often an agent has to say that it is alive.
@@ -35,6 +35,8 @@ struct Inner {
     by_applied: BTreeSet<(Revision, NodeId)>,
     /// Ephemeral nodes alone, with a full term from the start on.
     ephemeral: Liveness,
+    /// What members said to have applied and this controller did not know when they said so.
+    ahead: BTreeMap<NodeId, (Epoch, Revision)>,
 }
 
 impl Presence {
@@ -76,7 +78,20 @@ impl Presence {
         inner.last_seen.remove(node);
         inner.applied.remove(node);
         inner.ephemeral.forget(node);
+        inner.ahead.remove(node);
         self.publish_floor(&inner);
+    }
+
+    /// A member said to have applied what this controller does not know. Returns whether that is news.
+    pub(super) fn is_ahead(&self, node: NodeId, applied: (Epoch, Revision)) -> bool {
+        self.lock().ahead.insert(node, applied) != Some(applied)
+    }
+
+    /// The members that have applied more than this, and what.
+    pub(super) fn beyond(&self, current: (Epoch, Revision)) -> BTreeMap<NodeId, Revision> {
+        let inner = self.lock();
+        let beyond = inner.ahead.iter().filter(|(_, applied)| **applied > current);
+        beyond.map(|(node, (_, revision))| (*node, *revision)).collect()
     }
 
     /// Counts nodes whose term is over as absent.
@@ -191,6 +206,20 @@ mod tests {
         // A restored controller may hear of a lower revision than before.
         presence.applied(B, Revision::new(2), at(19));
         assert_eq!(floor(&presence), 2);
+    }
+
+    #[test]
+    fn who_has_applied_more_than_is_known_is_told_until_a_new_epoch_or_its_removal() {
+        let presence = Presence::new();
+        let at = |epoch, revision| (Epoch::new(epoch), Revision::new(revision));
+        assert!(presence.is_ahead(A, at(1, 9)) && presence.is_ahead(B, at(1, 7)));
+        assert!(!presence.is_ahead(A, at(1, 9)), "it said so before");
+        let nodes = |current| presence.beyond(current).into_iter().collect::<Vec<_>>();
+        assert_eq!(nodes(at(1, 5)), [(A, Revision::new(9)), (B, Revision::new(7))]);
+        assert_eq!(nodes(at(1, 8)), [(A, Revision::new(9))]);
+        assert_eq!(nodes(at(2, 5)), []);
+        presence.forget(&A);
+        assert_eq!(nodes(at(1, 5)), [(B, Revision::new(7))]);
     }
 
     #[test]

@@ -221,11 +221,7 @@ impl Place {
         if let (Some(resume), Some(current)) = (resume, current)
             && (resume.epoch, resume.revision) > current.position()
         {
-            tracing::warn!(
-                network = %hosted.name, %node, applied = %resume.revision, current = %current.revision,
-                "the node has applied a later revision than this controller knows: it was restored from an older \
-                 backup; start a new epoch for the network, or the node will refuse its map"
-            );
+            hosted.is_ahead(node, (resume.epoch, resume.revision), current.revision);
         }
         let at = resume.map(|Resume { epoch, revision, digest }| Head {
             network: hosted.id,

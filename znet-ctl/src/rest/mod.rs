@@ -8,12 +8,14 @@
 mod audit;
 mod auth;
 mod containers;
+mod garbage;
 mod networks;
 mod nodes;
 mod operators;
 mod problem;
 mod process;
 mod reservations;
+#[allow(unused_qualifications, reason = "what utoipa generates for the query")]
 mod tokens;
 
 use std::sync::Arc;
@@ -72,6 +74,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(containers::show, containers::remove))
         .routes(routes!(reservations::list))
         .routes(routes!(reservations::put, reservations::remove))
+        .routes(routes!(garbage::list, garbage::collect))
         .routes(routes!(audit::list))
         .routes(routes!(audit::all))
         .routes(routes!(operators::list, operators::create))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use znet_api::rest::{ChangeNetwork, CreateNetwork, Network, NetworkStatus, Removed, rfc3339};
+use znet_api::rest::{Ahead, ChangeNetwork, CreateNetwork, Network, NetworkStatus, Removed, rfc3339};
 use znet_core::controller::{Command, NewNetwork};
 
 use super::auth::Caller;
@@ -17,6 +17,8 @@ use crate::network::{Condition, Hosted};
 
 /// What is told of a network.
 pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
+    let ahead = hosted.ahead();
+    let latest = ahead.values().max().map(|revision| Ahead { nodes: ahead.len(), revision: revision.get() });
     let described = hosted.read(|network, head| {
         let conf = network.conf();
         Network {
@@ -31,6 +33,7 @@ pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
             revision: head.head.revision.get(),
             nodes: network.nodes().len(),
             containers: network.containers().len(),
+            ahead: latest,
         }
     });
     Ok(described?)

@@ -1,12 +1,13 @@
 //! Nodes: machines that run an agent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use znet_api::rest::{Node, Removed, rfc3339};
 use znet_core::controller::{self as core, Command, Network, Reply};
-use znet_core::id::NodeId;
+use znet_core::id::{NodeId, Revision};
 
 use super::auth::Caller;
 use super::problem::{Answer, Failed, beginning, unknown};
@@ -14,7 +15,12 @@ use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::Hosted;
 
-fn describe(hosted: &Hosted, network: &Network, node: &core::Node) -> Node {
+fn describe(
+    hosted: &Hosted,
+    network: &Network,
+    node: &core::Node,
+    ahead: &BTreeMap<NodeId, Revision>,
+) -> Node {
     let (live, last_seen, applied) = hosted.presence_of(&node.id);
     Node {
         id: node.id.to_string(),
@@ -26,14 +32,16 @@ fn describe(hosted: &Hosted, network: &Network, node: &core::Node) -> Node {
         live,
         last_seen: last_seen.map(rfc3339),
         applied: applied.map(|revision| revision.get()),
+        ahead: ahead.get(&node.id).map(|revision| revision.get()),
         containers: network.containers_of(node.id).count(),
     }
 }
 
 /// All nodes of a network, by name.
 pub(super) fn all(hosted: &Hosted) -> Result<Vec<Node>, Failed> {
-    let mut nodes = hosted
-        .read(|network, _| network.nodes().map(|node| describe(hosted, network, node)).collect::<Vec<_>>())?;
+    let ahead = hosted.ahead();
+    let mut nodes: Vec<Node> = hosted
+        .read(|network, _| network.nodes().map(|node| describe(hosted, network, node, &ahead)).collect())?;
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(nodes)
 }
@@ -79,8 +87,9 @@ pub(super) async fn show(
     Path((network, wanted)): Path<(String, String)>,
 ) -> Answer<Node> {
     let hosted = caller.network(&hub, &network, Role::Read)?;
-    let found =
-        hosted.read(|network, _| find(network, &wanted).map(|node| describe(&hosted, network, node)))?;
+    let ahead = hosted.ahead();
+    let found = hosted
+        .read(|network, _| find(network, &wanted).map(|node| describe(&hosted, network, node, &ahead)))?;
     found.map(Json).ok_or_else(|| no_such_node(&hosted, &wanted))
 }
 

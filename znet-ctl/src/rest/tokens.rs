@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use serde::Deserialize;
+use utoipa::IntoParams;
 use znet_api::error::Problem;
 use znet_api::rest::{CreateToken, NewToken, Token};
 use znet_api::token::JoinToken;
@@ -16,6 +18,9 @@ use super::problem::{Answer, Content, Failed, beginning, invalid, name, seconds,
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::{CommandError, Hosted};
+
+/// Most uses of a token: what the description's 32 bits with a sign hold.
+const MAX_USES: u32 = i32::MAX.unsigned_abs();
 
 fn describe(hosted: &Hosted, id: TokenId) -> Result<Token, Failed> {
     let found = hosted.read(|network, _| network.token(&id).map(Token::from))?;
@@ -54,8 +59,17 @@ pub(super) async fn create(
     Content(asked): Content<CreateToken>,
 ) -> Result<(StatusCode, Json<NewToken>), Failed> {
     let hosted = caller.network(&hub, &network, Role::Deploy)?;
-    if asked.uses == Some(0) {
-        return Err(invalid("uses", "a token that cannot be used once is none; leave it out for any number"));
+    match asked.uses {
+        Some(0) => {
+            return Err(invalid(
+                "uses",
+                "a token that cannot be used once is none; leave it out for any number",
+            ));
+        }
+        Some(uses) if uses > MAX_USES => {
+            return Err(invalid("uses", format!("at most {MAX_USES}; leave it out for any number")));
+        }
+        _ => {}
     }
     let valid_for = asked.expires_in_seconds.map(|n| seconds("expires_in_seconds", n)).transpose()?;
     let command = Command::CreateToken {
@@ -82,13 +96,26 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(made)))
 }
 
-/// Makes a join token invalid. Nodes that joined by it stay. Takes the role deploy.
+/// What else goes with a token.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Along {
+    /// Whether the nodes that joined by it are removed with all their containers; their links are cut. Takes the role
+    /// admin.
+    #[serde(default)]
+    #[param(required = false)]
+    with_nodes: bool,
+}
+
+/// Makes a join token invalid. Nodes that joined by it stay unless asked for otherwise. Takes the role deploy.
 #[utoipa::path(
     delete, path = "/v1/networks/{network}/tokens/{id}", tag = "tokens",
     operation_id = "revoke_token", security(("operator" = [])),
     params(
         ("network" = String, Path, description = "Name or identifier"),
         ("id" = String, Path, description = "The token's handle or label"),
+        Along,
     ),
     responses((status = 200, description = "The token as it is now", body = Token), Failed)
 )]
@@ -96,8 +123,11 @@ pub(super) async fn revoke(
     caller: Caller,
     State(hub): State<Arc<Hub>>,
     Path((network, wanted)): Path<(String, String)>,
+    Query(along): Query<Along>,
 ) -> Answer<Token> {
-    let hosted = caller.network(&hub, &network, Role::Deploy)?;
+    // Removing a node takes admin, by whichever way.
+    let role = if along.with_nodes { Role::Admin } else { Role::Deploy };
+    let hosted = caller.network(&hub, &network, role)?;
     let labelled = hosted.read(|network, _| {
         let is_it = |label: &znet_core::name::Name| label.as_str() == wanted;
         network.tokens().find(|token| !token.revoked && token.label.as_ref().is_some_and(is_it)).map(|t| t.id)
@@ -111,6 +141,7 @@ pub(super) async fn revoke(
         unknown("no_such_token", why)
     };
     let token = labelled.map_or_else(|| wanted.parse().map_err(missing), Ok)?;
-    hosted.execute(Command::RevokeToken { token }, caller.actor()).await?;
+    let command = Command::RevokeToken { token, with_nodes: along.with_nodes };
+    hosted.execute(command, caller.actor()).await?;
     Ok(Json(describe(&hosted, token)?))
 }

@@ -88,7 +88,7 @@ const ADMIN_ALL: Takes = Takes::Everywhere("admin");
 const OPERATOR: &str = r#"{"note":"ci","role":"read"}"#;
 
 /// All routes. The network goes last.
-pub(crate) const ROUTES: [Route; 28] = [
+pub(crate) const ROUTES: [Route; 30] = [
     route("GET", "/healthz", Takes::Nothing, "", "", 200),
     route("GET", "/openapi.json", Takes::Nothing, "", "", 200),
     route("GET", "/metrics", READ_ALL, "", "", 200),
@@ -110,6 +110,8 @@ pub(crate) const ROUTES: [Route; 28] = [
     route("GET", "/v1/networks/{network}/reservations", READ, "", "", 200),
     route("PUT", "/v1/networks/{network}/reservations/{name}", DEPLOY, "db", "{}", 200),
     route("DELETE", "/v1/networks/{network}/reservations/{name}", DEPLOY, "none", "", 204),
+    route("GET", "/v1/networks/{network}/garbage", READ, "", "", 200),
+    route("POST", "/v1/networks/{network}/garbage", ADMIN, "", "", 200),
     route("GET", "/v1/networks/{network}/audit", READ, "", "", 200),
     route("GET", "/v1/audit", READ_ALL, "", "", 200),
     route("GET", "/v1/operators", ADMIN_ALL, "", "", 200),
