@@ -1,0 +1,172 @@
+//! Calls of agents to the controller, and what becomes of their answers.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use znet_core::controller::{Command, Reply};
+use znet_core::id::Revision;
+use znet_core::map::ContainerRecord;
+use znet_core::name::Name;
+
+use crate::controller::Waiting;
+use crate::queue::{Event, Serial, Who};
+use crate::world::World;
+
+/// How long an agent waits for an answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a call is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Join,
+    Endpoints,
+    Attach(Name),
+    Detach(Name),
+}
+
+impl What {
+    /// The container that it is about.
+    pub(crate) fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Attach(name) | Self::Detach(name) => Some(name),
+            Self::Join | Self::Endpoints => None,
+        }
+    }
+}
+
+/// What the controller answers.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Done,
+    Attached(ContainerRecord, Revision),
+    Rejected(&'static str),
+    /// Not now, and perhaps it was done all the same.
+    Unavailable,
+}
+
+impl Answer {
+    pub(crate) fn of(reply: Reply, revision: Revision) -> Self {
+        match reply {
+            Reply::Attached { container, .. } => Self::Attached(container, revision),
+            _ => Self::Done,
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn call(&mut self, who: Who, what: What) {
+        self.last_call += 1;
+        let call = self.last_call;
+        let command = Rc::new(self.command(who, &what));
+        self.note(|| format!("node {who} calls ({call}): {what:?}"));
+        let repeatable = matches!(what, What::Join | What::Endpoints);
+        self.agents[who].calls.insert(call, what);
+        if let Some(delay) = self.parcel(who) {
+            self.queue.after(delay, Event::Call { who, call, command: command.clone() });
+        }
+        // Only what the agent itself would repeat comes twice: a connection repeats no call.
+        if repeatable
+            && self.chance(self.scenario.duplicate)
+            && let Some(delay) = self.parcel(who)
+        {
+            self.queue.after(delay, Event::Call { who, call, command });
+        }
+        self.queue.after(CALL_TIMEOUT, Event::CallOver { who, call });
+    }
+
+    fn command(&self, who: Who, what: &What) -> Command {
+        let agent = &self.agents[who];
+        let host = 10 + u8::try_from(who % 200).unwrap_or(0);
+        let endpoints = vec![([192, 0, 2, host], agent.port).into()];
+        let node = agent.id;
+        match what {
+            What::Join => {
+                let secret = if agent.lasts { &self.lasting } else { &self.ephemeral };
+                let secret = (!agent.member_of).then(|| secret.clone());
+                Command::Join { secret, node, name: agent.name.clone(), endpoints }
+            }
+            What::Endpoints => Command::SetEndpoints { node, endpoints },
+            What::Attach(name) => {
+                Command::Attach { node, name: name.clone(), addresses: Vec::new(), public_key: None }
+            }
+            What::Detach(name) => Command::Detach { node, name: name.clone() },
+        }
+    }
+
+    pub(crate) fn called(&mut self, who: Who, call: Serial, command: Rc<Command>) {
+        self.submit(Waiting { from: Some((who, call)), command });
+    }
+
+    pub(crate) fn answer_one(&mut self, waiting: &Waiting, answer: Answer) {
+        // What somebody is told happened must never be undone.
+        let Some(head) = self.controller.as_ref().map(|up| up.head.head) else { return };
+        let told = self.model.tell(&head, self.disk.durable());
+        self.check(told);
+        if let Answer::Attached(record, _) = &answer
+            && self.model.containers().values().all(|known| known != record)
+            && matches!(*waiting.command, Command::Attach { .. })
+            && self.controller.as_ref().is_some_and(|up| up.committed.map().container(record.id).is_some())
+        {
+            self.breach(format!("{} was acknowledged and is not what was committed", record.name));
+        }
+        if let Some((who, call)) = waiting.from
+            && let Some(delay) = self.parcel(who)
+        {
+            self.queue.after(delay, Event::Answered { who, call, answer });
+        }
+    }
+
+    pub(crate) fn answered(&mut self, who: Who, call: Serial, answer: Answer) {
+        let Some(what) = self.agents[who].calls.remove(&call) else { return };
+        match (what, answer) {
+            (What::Join, Answer::Done) => self.joined(who),
+            (What::Join, answer) => {
+                if matches!(answer, Answer::Rejected("unknown_node")) {
+                    self.expelled(who);
+                }
+                self.reconnect(who);
+            }
+            (What::Attach(name), Answer::Attached(record, revision)) => {
+                self.attached(who, name, record, revision);
+            }
+            // What the controller does not know needs no release.
+            (What::Detach(name), Answer::Done | Answer::Rejected(_)) => {
+                self.agents[who].owed.remove(&name);
+            }
+            (What::Attach(name), Answer::Unavailable) => self.attach_failed(who, name),
+            _ => {}
+        }
+    }
+
+    fn attached(&mut self, who: Who, name: Name, record: ContainerRecord, revision: Revision) {
+        let agent = &mut self.agents[who];
+        if record.node != agent.id || record.name != name {
+            return self.breach(format!("node {who} asked for {name} and was given {record:?}"));
+        }
+        agent.owed.remove(&name);
+        // The controller may have been told meanwhile to remove it again, and the map that says so may be here already.
+        let gone = agent.member.revision() >= revision && !self.sees(who, record.id);
+        let agent = &mut self.agents[who];
+        if agent.member_of && !gone {
+            agent.attachments.insert(name, (record, revision));
+        }
+        let life = agent.life;
+        self.queue.after(Duration::ZERO, Event::Reconcile { who, life });
+    }
+
+    /// It may have happened all the same: then the map tells, now or later.
+    fn attach_failed(&mut self, who: Who, name: Name) {
+        let agent = &self.agents[who];
+        if agent.member.map().containers().any(|record| record.name == name && record.node == agent.id) {
+            self.release_unless_attached(who, name);
+        }
+    }
+
+    pub(crate) fn call_over(&mut self, who: Who, call: Serial) {
+        match self.agents[who].calls.remove(&call) {
+            Some(What::Join) => self.reconnect(who),
+            Some(What::Attach(name)) => self.attach_failed(who, name),
+            _ => {}
+        }
+    }
+}

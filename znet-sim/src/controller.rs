@@ -1,0 +1,367 @@
+//! The controller's process: what the task of a network does, in virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use znet_core::controller::liveness::Liveness;
+use znet_core::controller::{Command, Network, NodeLifetime, Row, RowKey, StateChange};
+use znet_core::feed::{Logged, Ring};
+use znet_core::id::{NodeId, Revision};
+use znet_core::map::{Delta, SignedHead};
+
+use crate::calls::Answer;
+use crate::disk::Frame;
+use crate::model::{Effect, Op};
+use crate::planted::{self, Bug};
+use crate::queue::{Event, Serial, Who};
+use crate::streams::{Shared, Stream};
+use crate::world::World;
+
+/// As in the controller: commands that may wait, commands of one commit, pauses.
+const COMMAND_QUEUE: usize = 1024;
+const MAX_BATCH: usize = 256;
+const RETRY: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
+
+/// A command and who waits for it; nobody for the controller's own and the operator's.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) from: Option<(Who, Serial)>,
+    pub(crate) command: Rc<Command>,
+}
+
+/// What a batch of commands comes to before it is committed.
+struct Batch {
+    requests: Vec<Waiting>,
+    answers: Vec<Answer>,
+    frame: Frame,
+    deltas: Vec<Delta>,
+    expected: Revision,
+}
+
+/// The controller while it runs.
+pub(crate) struct Up {
+    /// The committed state, with the batch in hand applied.
+    working: Network,
+    pub(crate) committed: Network,
+    pub(crate) head: SignedHead,
+    pub(crate) ring: Ring<Shared>,
+    waiting: VecDeque<Waiting>,
+    batch: Option<Batch>,
+    /// Whether the store takes no writes.
+    failed: bool,
+    /// What a planted bug remembers of a commit that failed.
+    unfinished: Option<Batch>,
+    pub(crate) ephemeral: Liveness,
+    pub(crate) streams: BTreeMap<Who, Stream>,
+}
+
+impl Up {
+    pub(crate) fn committed(&self) -> &Network {
+        &self.committed
+    }
+
+    /// Whether it waits for nothing.
+    pub(crate) fn idle(&self) -> Result<(), String> {
+        match (self.failed, self.batch.is_some() || !self.waiting.is_empty()) {
+            (true, _) => Err("the store takes no writes".to_owned()),
+            (_, true) => Err("the controller has commands waiting".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn admit(&mut self, node: NodeId, lifetime: NodeLifetime, now: znet_core::time::Timestamp) {
+        if lifetime == NodeLifetime::Ephemeral {
+            self.ephemeral.seen(node, now);
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn controller_start(&mut self) {
+        if self.controller.is_some() {
+            return;
+        }
+        let Some(network) = self.load() else { return };
+        self.controller_life += 1;
+        let head = network.head().sign(&self.key);
+        self.controller = Some(Up {
+            working: network.clone(),
+            committed: network.clone(),
+            head,
+            ring: Ring::default(),
+            waiting: VecDeque::new(),
+            batch: None,
+            failed: false,
+            unfinished: None,
+            ephemeral: Liveness::default(),
+            streams: BTreeMap::new(),
+        });
+        self.install(network);
+        self.queue.after(TICK, Event::ControllerTick { life: self.controller_life });
+    }
+
+    /// The process ends; with a power cut some of what is not durable is lost.
+    pub(crate) fn controller_crash(&mut self, power_cut: bool) {
+        if self.controller.take().is_none() {
+            return;
+        }
+        self.controller_life += 1;
+        if power_cut {
+            let left = self.rng.random_range(0..=self.disk.cached());
+            self.disk.power_cut(left);
+        }
+        let conns: Vec<Serial> = self.conns.keys().copied().collect();
+        for conn in conns {
+            if power_cut { self.kill_conn(conn) } else { self.reset_conn(conn) }
+        }
+    }
+
+    /// Loads what the store has; reading makes durable what was written and not yet so.
+    fn load(&mut self) -> Option<Network> {
+        self.sync();
+        let stored = self.model.stored(self.disk.durable(), self.disk.rows());
+        self.check(stored);
+        match Network::from_rows(self.disk.durable(), self.disk.rows().cloned()) {
+            Ok(network) => Some(network),
+            Err(corrupt) => {
+                tracing::error!(%corrupt, "the network cannot be served");
+                None
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        for op in self.disk.sync().iter().flat_map(|frame| &frame.ops) {
+            let checked = self.model.commit(op);
+            self.check(checked);
+        }
+    }
+
+    /// Makes a loaded state the one that agents see.
+    fn install(&mut self, network: Network) {
+        let now = self.now();
+        let Some(up) = &mut self.controller else { return };
+        up.head = network.head().sign(&self.key);
+        let gone: Vec<NodeId> =
+            up.committed.nodes().map(|node| node.id).filter(|node| network.node(node).is_none()).collect();
+        for node in network.nodes() {
+            up.admit(node.id, node.lifetime, now);
+        }
+        up.ring.reset(up.head);
+        (up.working, up.committed) = (network.clone(), network);
+        let told = self.model.tell(&up.head.head, self.disk.durable());
+        self.check(told);
+        gone.iter().for_each(|node| self.dismiss(node));
+        self.pump_all();
+    }
+
+    pub(crate) fn controller_tick(&mut self) {
+        let now = self.now();
+        if self.controller.as_ref().is_some_and(|up| up.failed) {
+            self.resume();
+        }
+        self.end_silent_streams();
+        let Some(up) = &mut self.controller else { return };
+        up.ring.tidy(now);
+        let after = if up.failed { RETRY } else { TICK };
+        self.queue.after(after, Event::ControllerTick { life: self.controller_life });
+        let absent: Vec<NodeId> = up.ephemeral.absent(up.committed.conf().ephemeral_ttl(), now).collect();
+        if !absent.is_empty() && !up.failed && up.batch.is_none() {
+            self.submit(Waiting { from: None, command: Rc::new(Command::Collect { absent }) });
+        }
+    }
+
+    /// A command came in.
+    pub(crate) fn submit(&mut self, waiting: Waiting) {
+        let Some(up) = &mut self.controller else { return };
+        if up.failed {
+            return self.refuse(vec![waiting]);
+        }
+        if up.waiting.len() >= COMMAND_QUEUE {
+            return self.answer_one(&waiting, Answer::Unavailable);
+        }
+        up.waiting.push_back(waiting);
+        self.start_batch();
+    }
+
+    fn start_batch(&mut self) {
+        let Some(up) = &mut self.controller else { return };
+        if up.batch.is_some() || up.waiting.is_empty() {
+            return;
+        }
+        let most = up.waiting.len().min(MAX_BATCH);
+        let requests: Vec<Waiting> = up.waiting.drain(..most).collect();
+        let Some(batch) = self.draft(requests) else { return };
+        if batch.frame.logged.is_empty() {
+            self.answer_all(batch.requests, batch.answers);
+            return self.start_batch();
+        }
+        if let Some(up) = &mut self.controller {
+            up.batch = Some(batch);
+        }
+        let write = Duration::from_millis(self.rng.random_range(0..=3));
+        self.queue.after(write, Event::CommitWrite { life: self.controller_life });
+    }
+
+    /// Decides each command on the state that the ones before it lead to.
+    fn draft(&mut self, requests: Vec<Waiting>) -> Option<Batch> {
+        let now = self.now();
+        let up = self.controller.as_mut()?;
+        let mut batch = Batch {
+            answers: Vec::with_capacity(requests.len()),
+            frame: Frame { logged: Vec::new(), ops: Vec::new() },
+            deltas: Vec::new(),
+            expected: up.working.revision(),
+            requests,
+        };
+        for Waiting { command, .. } in &batch.requests {
+            let mut decision = match up.working.decide(command, now, &mut self.rng) {
+                Ok(decision) => decision,
+                Err(rejection) => {
+                    batch.answers.push(Answer::Rejected(rejection.code()));
+                    continue;
+                }
+            };
+            planted::decided(self.bug, &mut decision.changes);
+            if !decision.changes.is_empty() {
+                batch.deltas.push(up.working.apply(&decision.changes));
+                let head = up.working.head();
+                let effect = Effect::of(command, &decision.reply);
+                batch.frame.ops.push(Op { at: now, head, effect });
+                batch.frame.logged.push(Logged { head, changes: decision.changes });
+            }
+            batch.answers.push(Answer::of(decision.reply, up.working.revision()));
+        }
+        Some(batch)
+    }
+
+    pub(crate) fn commit_write(&mut self) {
+        let refused = self.disk.full || self.chance(self.scenario.commit_refused);
+        let flush_fails = self.chance(self.scenario.flush_fails);
+        let Some(batch) = self.controller.as_ref().and_then(|up| up.batch.as_ref()) else { return };
+        if refused {
+            self.note(|| "the disk refuses the commit".to_owned());
+            return self.fail();
+        }
+        let frame = batch.frame.clone();
+        if !self.disk.write(batch.expected, frame) {
+            return self.breach("another writer was faster, and there is none".to_owned());
+        }
+        if flush_fails {
+            self.note(|| "the commit is written and its flush fails".to_owned());
+            return self.fail();
+        }
+        if self.bug == Some(Bug::AcknowledgedBeforeSync) {
+            self.finish();
+        }
+        let sync = Duration::from_millis(self.rng.random_range(0..=8));
+        self.queue.after(sync, Event::CommitSync { life: self.controller_life });
+    }
+
+    pub(crate) fn commit_sync(&mut self) {
+        self.sync();
+        if self.chance(self.scenario.commit_lies) {
+            self.note(|| "the commit is durable and reported as failed".to_owned());
+            return self.fail();
+        }
+        if self.bug != Some(Bug::AcknowledgedBeforeSync) {
+            self.finish();
+        }
+    }
+
+    /// The batch in hand is committed: shows it and answers.
+    fn finish(&mut self) {
+        let Some(batch) = self.controller.as_mut().and_then(|up| up.batch.take()) else { return };
+        self.publish(&batch);
+        self.answer_all(batch.requests, batch.answers);
+        self.start_batch();
+    }
+
+    fn publish(&mut self, batch: &Batch) {
+        let now = self.now();
+        let Some(up) = &mut self.controller else { return };
+        let before = up.committed.conf().record();
+        let mut gone = Vec::new();
+        for logged in &batch.frame.logged {
+            up.committed.apply(&logged.changes);
+            for change in &logged.changes {
+                match change {
+                    StateChange::Put(Row::Node(node)) => up.admit(node.id, node.lifetime, now),
+                    StateChange::Remove(RowKey::Node(node)) => gone.push(*node),
+                    _ => {}
+                }
+            }
+        }
+        up.head = up.committed.head().sign(&self.key);
+        let mut deltas = batch.deltas.clone();
+        planted::published(self.bug, &mut deltas);
+        up.ring.publish(&before, &deltas, up.head);
+        gone.retain(|node| up.committed.node(node).is_none());
+        let same = up.committed == up.working;
+        let told = self.model.tell(&up.head.head, self.disk.durable());
+        self.check(told);
+        if !same {
+            self.breach("what readers see is not what was decided".to_owned());
+        }
+        gone.iter().for_each(|node| self.dismiss(node));
+        self.pump_all();
+    }
+
+    /// The store failed. Whether it did what it was asked to is not known.
+    fn fail(&mut self) {
+        let Some(up) = &mut self.controller else { return };
+        up.failed = true;
+        up.working = up.committed.clone();
+        let mut requests: Vec<Waiting> = Vec::new();
+        if let Some(mut batch) = up.batch.take() {
+            requests = std::mem::take(&mut batch.requests);
+            up.unfinished = Some(batch);
+        }
+        requests.extend(up.waiting.drain(..));
+        self.refuse(requests);
+    }
+
+    /// What needs no commit is answered, everything else is refused.
+    fn refuse(&mut self, requests: Vec<Waiting>) {
+        let now = self.now();
+        for waiting in requests {
+            let Some(up) = &self.controller else { return };
+            let answer = match up.working.decide(&waiting.command, now, &mut self.rng) {
+                Ok(decision) if decision.changes.is_empty() => {
+                    Answer::of(decision.reply, up.working.revision())
+                }
+                Ok(_) => Answer::Unavailable,
+                Err(rejection) => Answer::Rejected(rejection.code()),
+            };
+            self.answer_one(&waiting, answer);
+        }
+    }
+
+    /// Tries the store. What it holds counts: a commit that was reported as failed may have happened.
+    fn resume(&mut self) {
+        if self.disk.full || self.chance(self.scenario.commit_refused) {
+            return;
+        }
+        let Some(network) = self.load() else { return };
+        self.install(network);
+        let happened = self.disk.written();
+        let Some(up) = &mut self.controller else { return };
+        up.failed = false;
+        let unfinished = up.unfinished.take().filter(|batch| happened > batch.expected);
+        if let Some(batch) = unfinished
+            && self.bug == Some(Bug::DeltaTwice)
+        {
+            batch.frame.logged.iter().for_each(|logged| drop(up.working.apply(&logged.changes)));
+            self.publish(&batch);
+        }
+    }
+
+    fn answer_all(&mut self, requests: Vec<Waiting>, answers: Vec<Answer>) {
+        for (waiting, answer) in requests.iter().zip(answers) {
+            self.answer_one(waiting, answer);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The reference: what was committed and acknowledged, in maps that a beginner would use, and the rules for it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use znet_core::controller::{Command, Reply, Row};
+use znet_core::id::{ContainerId, NodeId, Revision};
+use znet_core::map::{ContainerRecord, Head};
+use znet_core::time::Timestamp;
+
+/// What one revision did, by the answer that it gave.
+#[derive(Clone, Debug)]
+pub(crate) struct Op {
+    pub(crate) at: Timestamp,
+    pub(crate) head: Head,
+    pub(crate) effect: Effect,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Effect {
+    Attached(ContainerRecord),
+    Removed { containers: Vec<ContainerId>, node: Option<NodeId> },
+    Other,
+}
+
+impl Effect {
+    pub(crate) fn of(command: &Command, reply: &Reply) -> Self {
+        match (command, reply) {
+            (_, Reply::Attached { container, .. }) => Self::Attached(container.clone()),
+            (Command::RemoveNode { node }, Reply::Removed { containers, .. }) => {
+                Self::Removed { containers: containers.clone(), node: Some(*node) }
+            }
+            (_, Reply::Removed { containers, .. }) => {
+                Self::Removed { containers: containers.clone(), node: None }
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What is durable.
+pub(crate) struct Model {
+    rest: Duration,
+    /// The head of every revision, from the first one on.
+    history: Vec<Head>,
+    /// The newest revision that somebody was told of.
+    told: Revision,
+    containers: BTreeMap<ContainerId, ContainerRecord>,
+    released: BTreeMap<IpAddr, Timestamp>,
+}
+
+type Checked = Result<(), String>;
+
+impl Model {
+    pub(crate) fn new(rest: Duration) -> Self {
+        Self {
+            rest,
+            history: Vec::new(),
+            told: Revision::ZERO,
+            containers: BTreeMap::new(),
+            released: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn revisions(&self) -> u64 {
+        self.history.len() as u64
+    }
+
+    fn head(&self, revision: Revision) -> Option<&Head> {
+        let at = usize::try_from(revision.get()).ok()?.checked_sub(1)?;
+        self.history.get(at)
+    }
+
+    /// A revision is durable from now on.
+    pub(crate) fn commit(&mut self, op: &Op) -> Checked {
+        let revision = op.head.revision;
+        if revision.get() != self.revisions() + 1 {
+            return Err(format!("revision {revision} was committed after revision {}", self.revisions()));
+        }
+        self.history.push(op.head);
+        match &op.effect {
+            Effect::Attached(record) => self.attached(record, op.at),
+            Effect::Removed { containers, node } => self.removed(containers, *node, op.at),
+            Effect::Other => Ok(()),
+        }
+    }
+
+    fn attached(&mut self, record: &ContainerRecord, at: Timestamp) -> Checked {
+        let others = || self.containers.values().filter(|other| other.id != record.id);
+        let taken = |address: &IpAddr| others().find(|other| other.addresses().any(|a| a == *address));
+        if let Some((address, other)) = record.addresses().find_map(|a| Some((a, taken(&a)?))) {
+            return Err(format!("{} was given {address}, which {} has", record.name, other.name));
+        }
+        if let Some(other) = others().find(|other| other.public_key == record.public_key) {
+            return Err(format!("{} has the public key of {}", record.name, other.name));
+        }
+        if let Some(other) = others().find(|other| other.name == record.name) {
+            return Err(format!("{} was attached as {} and as {}", record.name, other.id, record.id));
+        }
+        let old = self.containers.insert(record.id, record.clone());
+        if old.as_ref() == Some(record) {
+            return Err(format!("{} was attached a second time as it is already", record.name));
+        }
+        let had: Vec<IpAddr> = old.into_iter().flat_map(|old| old.addresses()).collect();
+        for address in record.addresses().filter(|address| !had.contains(address)) {
+            let rested = self.released.remove(&address).map(|released| released.plus(self.rest));
+            if let Some(until) = rested.filter(|until| *until > at) {
+                let early = until.since(at).as_millis();
+                return Err(format!("{} was given {address}, which rests for {early} ms more", record.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn removed(&mut self, containers: &[ContainerId], node: Option<NodeId>, at: Timestamp) -> Checked {
+        for id in containers {
+            let Some(gone) = self.containers.remove(id) else {
+                return Err(format!("container {id} was removed and was not there"));
+            };
+            self.released.extend(gone.addresses().map(|address| (address, at)));
+        }
+        match self.containers.values().find(|left| Some(left.node) == node) {
+            Some(left) => Err(format!("the node of {} was removed and the container was not", left.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Agents or somebody who asked are told of this head: it must be durable, and the one of its revision.
+    pub(crate) fn tell(&mut self, head: &Head, durable: Revision) -> Checked {
+        if head.revision > durable {
+            return Err(format!(
+                "revision {} was told of, and {durable} is the last durable one",
+                head.revision
+            ));
+        }
+        if self.head(head.revision) != Some(head) {
+            return Err(format!(
+                "the head told of revision {} is not the one that was committed",
+                head.revision
+            ));
+        }
+        self.told = self.told.max(head.revision);
+        Ok(())
+    }
+
+    /// An agent has a map of this head.
+    pub(crate) fn applied(&self, head: &Head) -> Checked {
+        if head.revision > self.told || self.head(head.revision) != Some(head) {
+            return Err(format!("a map of revision {} was applied that was never published", head.revision));
+        }
+        Ok(())
+    }
+
+    /// What is stored is what was committed, and nothing that was acknowledged is missing.
+    pub(crate) fn stored<'a>(&self, revision: Revision, rows: impl Iterator<Item = &'a Row>) -> Checked {
+        if revision < self.told || revision.get() != self.revisions() {
+            let (told, last) = (self.told, self.revisions());
+            return Err(format!("revision {revision} is stored, {told} was acknowledged and {last} durable"));
+        }
+        let mut stored = rows.filter_map(|row| match row {
+            Row::Container(container) => Some(&container.record),
+            _ => None,
+        });
+        let mut known = self.containers.values();
+        loop {
+            match (stored.next(), known.next()) {
+                (None, None) => return Ok(()),
+                (is, should) if is == should => {}
+                (is, should) => return Err(format!("stored is {is:?}, committed was {should:?}")),
+            }
+        }
+    }
+
+    pub(crate) fn containers(&self) -> &BTreeMap<ContainerId, ContainerRecord> {
+        &self.containers
+    }
+}
