@@ -68,7 +68,7 @@ async fn the_etcd_store_keeps_the_rules() {
     .unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_beyond_every_limit_of_etcd_is_kept_whole_or_refused() {
     let etcd = Etcd::start();
     let (store, other) = (etcd.store("znet").await, etcd.store("znet").await);

@@ -15,7 +15,7 @@ use super::inner::Inner;
 use crate::store::StoreError;
 
 /// How long a member may take to begin a watch.
-const BEGIN: Duration = Duration::from_secs(1);
+const BEGIN: Duration = Duration::from_millis(700);
 /// How often a member that is watched is asked how far it is, which it answers whatever else there is to say.
 const BEAT: Duration = Duration::from_millis(500);
 /// After how long without a word it counts as gone.
@@ -39,15 +39,17 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 }
                 ended = &mut watching => ended,
             };
+            let mut silent = true;
             match ended {
-                Ok(Ok(last)) => heard = last,
+                Ok(Ok(last)) => (heard, silent) = (last, false),
                 Ok(Err(error)) => tracing::debug!(%error, "a member of the cluster cannot be watched"),
                 Err(panic) => tracing::warn!(%panic, "the watch of a member of the cluster failed"),
             }
             inner.cluster.failed(at);
-        }
-        if heard.elapsed() > LOST_AFTER && inner.cluster.set_reachable(false) {
-            tracing::warn!("no member of the cluster answers");
+            // Not before another member was tried: it may have been this process that slept.
+            if silent && heard.elapsed() > LOST_AFTER && inner.cluster.set_reachable(false) {
+                tracing::warn!("no member of the cluster answers");
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
