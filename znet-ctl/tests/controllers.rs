@@ -11,17 +11,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use server::Etcd;
-use znet_core::controller::{Command, NewNetwork, NodeLifetime, Reply};
-use znet_core::id::NodeId;
+use znet_core::controller::{Command, NewNetwork, NodeLifetime, Rejection, Reply};
+use znet_core::id::{NetworkId, NodeId};
 use znet_core::map::Head;
 use znet_core::time::Timestamp;
 use znet_ctl::actor::{Actor, Role, Scope};
 use znet_ctl::clock::Clock;
-use znet_ctl::hub::Hub;
+use znet_ctl::hub::{Hub, NetworkError};
 use znet_ctl::keyring::Keyring;
 use znet_ctl::keys::{DataDir, KeysError};
 use znet_ctl::migrate::{MigrateError, Side, migrate};
-use znet_ctl::network::Hosted;
+use znet_ctl::network::{CommandError, Hosted};
 use znet_ctl::store::{Location, Store};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -125,6 +125,40 @@ async fn two_controllers_decide_on_one_state_and_sign_with_one_key() {
     // Without the key file nobody joins them.
     let stranger = Controller::on_etcd(&etcd, &dir.path().join("3"), &dir.path().join("other.key")).await;
     assert!(matches!(stranger.err(), Some(KeysError::StoreKey { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_member_is_told_that_it_is_none_by_a_controller_that_has_not_heard_of_it() {
+    let (mut etcd, dir) = (Etcd::start(), common::directory());
+    let key = dir.path().join("store.key");
+    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
+    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let resume =
+        |node: NodeId| Command::Join { secret: None, node, name: "n1".parse().unwrap(), endpoints: vec![] };
+    let mut last = None;
+    for n in 0..20 {
+        // At the other controller in the same moment: sooner than anything could be heard of it.
+        let created = one.create(&format!("net{n}")).await;
+        let there = two.hub.network_of_agent(created.id()).await.unwrap();
+        join(&created, A, NodeLifetime::Lasting).await;
+        there.execute(resume(A), Actor::Node(A)).await.unwrap();
+        last = Some(there);
+    }
+    let there = last.unwrap();
+    let stranger = there.execute(resume(B), Actor::Node(B)).await;
+    assert!(matches!(stranger, Err(CommandError::Rejected(Rejection::UnknownNode { .. }))), "{stranger:?}");
+    let nowhere = two.hub.network_of_agent(NetworkId::from_bytes([9; 16])).await;
+    assert!(matches!(nowhere, Err(NetworkError::Unknown { .. })));
+    // And not at all while nobody can be asked.
+    etcd.kill();
+    let stranger = there.execute(resume(B), Actor::Node(B)).await;
+    assert!(matches!(stranger, Err(CommandError::Store(_))), "{stranger:?}");
+    let stranger = there.execute(resume(B), Actor::Node(B)).await;
+    assert!(matches!(stranger, Err(CommandError::Store(_))), "{stranger:?}");
+    let nowhere = two.hub.network_of_agent(NetworkId::from_bytes([9; 16])).await;
+    assert!(matches!(nowhere, Err(NetworkError::Command(CommandError::Store(_)))));
+    // A member that only comes back is served all the same.
+    there.execute(resume(A), Actor::Node(A)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

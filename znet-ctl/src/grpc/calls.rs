@@ -106,7 +106,9 @@ impl Controller for Calls {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network(&asked.network)?;
+        let network = network_id(&asked.network).map_err(|error| problem(&error))?;
+        let hosted = self.hub.network_of_agent(network).await;
+        let hosted = hosted.map_err(|error| Problem::from(&error).to_status())?;
         let secret = match asked.secret.as_slice() {
             [] => None,
             bytes => Some(TokenSecret::from_bytes(

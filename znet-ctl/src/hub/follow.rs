@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use znet_core::id::NetworkId;
 
-use super::Hub;
+use super::{Hub, NetworkError};
 use crate::network::{CommandError, Hosted};
 use crate::store::{Store, StoreError};
 
@@ -57,6 +58,18 @@ pub(super) async fn run(hub: Weak<Hub>, mut news: News) {
 }
 
 impl Hub {
+    /// The network of this identifier, for an agent: one that is told that its network is gone takes its containers down. So
+    /// the store is asked before that is said, where another controller may have created it a moment ago.
+    ///
+    /// # Errors
+    /// [`NetworkError::Unknown`], or a failure of the store.
+    pub async fn network_of_agent(&self, id: NetworkId) -> Result<Arc<Hosted>, NetworkError> {
+        if self.common.store.shared().is_some() && self.network(id).is_err() {
+            self.take_stock().await?;
+        }
+        self.network(id)
+    }
+
     /// The store is out of this process's reach, which another controller may not be: agents may try.
     fn send_agents_away(&self) {
         tracing::warn!("the store is out of reach; agents are sent to look for another controller");

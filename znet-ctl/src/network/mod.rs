@@ -260,12 +260,6 @@ impl Hosted {
         self.read(|_, head| self.presence.beyond(head.head.position())).unwrap_or_default()
     }
 
-    /// Ephemeral nodes that stayed away beyond the network's time to live.
-    pub fn overdue(&self) -> Vec<NodeId> {
-        let ttl = self.read(|network, _| network.conf().ephemeral_ttl());
-        ttl.map(|ttl| self.presence.overdue(ttl, self.common.clock.now())).unwrap_or_default()
-    }
-
     /// A member gave a sign of life.
     pub fn seen(&self, node: NodeId) {
         self.presence.seen(node, self.common.clock.now());

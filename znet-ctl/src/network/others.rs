@@ -12,11 +12,15 @@ use tokio::time::Instant;
 use znet_core::controller::{Network, NodeLifetime};
 use znet_core::id::{NodeId, Revision};
 
-use super::Hosted;
+use super::{Hosted, Resume};
+use crate::actor::Actor;
 use crate::store::PRESENT_FOR;
 
 /// How often ephemeral nodes are reported: two reports may get lost.
 const REPORT_EVERY: Duration = Duration::from_secs(PRESENT_FOR.as_secs() / 4);
+
+/// How long a stream waits for what its agent has heard of elsewhere.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// The others, as one network's task sees them.
 #[derive(Debug)]
@@ -65,24 +69,50 @@ impl Others {
             tracing::debug!(network = %hosted.name, %error, "ephemeral nodes could not be reported");
         }
     }
+}
 
-    /// Ephemeral nodes that nobody has seen for their time to live.
-    pub(super) async fn absent(&self, hosted: &Hosted, network: &Network) -> Vec<NodeId> {
-        let (now, ttl) = (hosted.common.clock.now(), network.conf().ephemeral_ttl());
-        let absent = hosted.presence.overdue(ttl, now);
-        let Some(shared) = hosted.common.store.shared().filter(|_| !absent.is_empty()) else { return absent };
-        match shared.present_elsewhere(hosted.id).await {
+impl Hosted {
+    /// Ephemeral nodes that no controller has seen for the network's time to live. None while the others cannot be asked.
+    pub async fn overdue(&self) -> Vec<NodeId> {
+        let now = self.common.clock.now();
+        let absent = || {
+            let ttl = self.read(|network, _| network.conf().ephemeral_ttl());
+            ttl.map(|ttl| self.presence.overdue(ttl, now)).unwrap_or_default()
+        };
+        let before = absent();
+        let Some(shared) = self.common.store.shared().filter(|_| !before.is_empty()) else { return before };
+        match shared.present_elsewhere(self.id).await {
             Ok(present) => {
                 // Each gets a full term anew, as if it had just come.
-                for node in present.iter().filter_map(|node| network.node(node)) {
-                    hosted.presence.admit(node.id, node.lifetime, now);
-                }
-                hosted.presence.overdue(ttl, now)
+                let _ = self.read(|network, _| {
+                    for node in present.iter().filter_map(|node| network.node(node)) {
+                        self.presence.admit(node.id, node.lifetime, now);
+                    }
+                });
+                absent()
             }
             Err(error) => {
-                tracing::debug!(network = %hosted.name, %error, "not collecting while others cannot be asked");
+                tracing::debug!(network = %self.name, %error, "not collecting while others cannot be asked");
                 Vec::new()
             }
         }
     }
+
+    /// Waits a moment for what an agent has applied already: it may come from another controller, and have heard of it there
+    /// before this one did.
+    pub(super) async fn catch_up_with(&self, resume: &Resume) {
+        let older = self.read(|_, head| resume.epoch < head.head.epoch).unwrap_or_default();
+        if older || self.common.store.shared().is_none() {
+            return;
+        }
+        let mut newest = self.feed.subscribe();
+        let ahead = newest.wait_for(|revision| *revision >= resume.revision);
+        let _ = tokio::time::timeout(CATCH_UP, ahead).await;
+    }
+}
+
+/// Whether a node asks of which this state knows nothing. Another controller may have admitted it, or made the token that it
+/// shows, a moment ago; and a member that is told that it is none takes its containers down.
+pub(super) fn is_stranger(network: &Network, actor: &Actor) -> bool {
+    matches!(actor, Actor::Node(node) if network.node(node).is_none())
 }

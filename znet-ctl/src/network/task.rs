@@ -9,7 +9,7 @@ use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChang
 use znet_core::id::NodeId;
 use znet_core::map::Delta;
 
-use super::others::Others;
+use super::others::{Others, is_stranger};
 use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
 use crate::actor::Actor;
 use crate::store::{Commit, StoreError};
@@ -131,7 +131,7 @@ impl Task {
         let now = hosted.common.clock.now();
         hosted.presence.expire(now);
         others.report(&hosted, &self.working).await;
-        let absent = others.absent(&hosted, &self.working).await;
+        let absent = hosted.overdue().await;
         if !absent.is_empty() && self.failed.is_none() {
             let (answer, _) = oneshot::channel();
             self.batch(vec![Request {
@@ -156,6 +156,10 @@ impl Task {
                     }
                 }
             }
+        }
+        let shared = self.hosted.common.store.shared().is_some();
+        if shared && requests.iter().any(|request| is_stranger(&self.working, &request.actor)) {
+            self.catch_up_or_fail().await;
         }
         match self.failed.clone() {
             None => self.batch(requests).await,
@@ -281,6 +285,10 @@ impl Task {
                     Ok(Done { reply: decision.reply, revision: self.working.revision(), changed: false })
                 }
                 Ok(_) => Err(CommandError::Store(error.clone())),
+                // Others may have changed what it is rejected for.
+                Err(_) if self.hosted.common.store.shared().is_some() => {
+                    Err(CommandError::Store(error.clone()))
+                }
                 Err(rejection) => Err(CommandError::Rejected(rejection)),
             };
             let _ = request.answer.send(result);
@@ -321,8 +329,14 @@ impl Task {
 
     /// Takes over what others have committed, as if it had been decided here.
     async fn follow(&mut self, others: &Others) {
-        // Its own commits are announced as well. And while the store fails it is tried from time to time in any case.
-        if self.failed.is_some() || !others.is_ahead_of(self.working.revision()) {
+        // Its own commits are announced as well.
+        if others.is_ahead_of(self.working.revision()) {
+            self.catch_up_or_fail().await;
+        }
+    }
+
+    async fn catch_up_or_fail(&mut self) {
+        if self.failed.is_some() {
             return;
         }
         match self.catch_up().await {

@@ -106,6 +106,9 @@ impl Hosted {
                 Err(error) => return Some(Problem::from(error)),
             }
             self.seen(node);
+            if let Some(resume) = &resume {
+                self.catch_up_with(resume).await;
+            }
             tokio::select! {
                 biased;
                 why = &mut end => why.ok(),

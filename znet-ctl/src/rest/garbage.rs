@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use znet_api::rest::{Garbage, Token};
 use znet_core::controller::Command;
-use znet_core::id::TokenId;
+use znet_core::id::{NodeId, TokenId};
 
 use super::auth::Caller;
 use super::nodes;
@@ -16,9 +16,8 @@ use crate::hub::Hub;
 use crate::network::Hosted;
 
 /// Ephemeral nodes that stayed away beyond their time, and tokens that admit nobody any more.
-fn garbage(hub: &Hub, hosted: &Hosted) -> Result<(Garbage, Vec<TokenId>), Failed> {
+fn garbage(hub: &Hub, hosted: &Hosted, overdue: &[NodeId]) -> Result<(Garbage, Vec<TokenId>), Failed> {
     let now = hub.clock().now();
-    let overdue = hosted.overdue();
     let nodes = if overdue.is_empty() { Vec::new() } else { nodes::all(hosted)? };
     let is_overdue = |id: &str| overdue.iter().any(|node| node.to_string() == id);
     let (ids, mut tokens): (Vec<TokenId>, Vec<Token>) = hosted.read(|network, _| {
@@ -44,7 +43,7 @@ pub(super) async fn list(
     Path(network): Path<String>,
 ) -> Answer<Garbage> {
     let hosted = caller.network(&hub, &network, Role::Read)?;
-    Ok(Json(garbage(&hub, &hosted)?.0))
+    Ok(Json(garbage(&hub, &hosted, &hosted.overdue().await)?.0))
 }
 
 /// Removes what is of no use any more, and tells what that was. Takes the role admin.
@@ -60,8 +59,8 @@ pub(super) async fn collect(
     Path(network): Path<String>,
 ) -> Answer<Garbage> {
     let hosted = caller.network(&hub, &network, Role::Admin)?;
-    let (found, tokens) = garbage(&hub, &hosted)?;
-    let absent = hosted.overdue();
+    let absent = hosted.overdue().await;
+    let (found, tokens) = garbage(&hub, &hosted, &absent)?;
     hosted.execute(Command::Collect { absent }, caller.actor()).await?;
     hosted.execute(Command::RemoveTokens { tokens }, caller.actor()).await?;
     Ok(Json(found))
