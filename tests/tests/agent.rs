@@ -361,7 +361,9 @@ fn a_full_disk_keeps_no_agent_from_its_links_and_the_map_is_kept_when_there_is_r
     let (host, state) = (n1.host().clone(), n1.state_dir());
     let old = state.with_extension("old");
     std::fs::rename(&state, &old)?;
-    let sh = |script: &str| host.command("sh").args(["-c", script, "sh"]).arg(&state).arg(&old).run();
+    let sh = |script: &str| -> Result<String> {
+        Ok(host.command("sh").args(["-c", script, "sh"]).arg(&state).arg(&old).run()?.stdout)
+    };
     sh("mkdir \"$1\" && mount -t tmpfs -o size=512k zt-disk \"$1\" && cp -a \"$2\"/. \"$1\"")?;
     n1.launch()?;
     n1.wait_connected("acme")?;
@@ -395,7 +397,7 @@ fn a_full_disk_keeps_no_agent_from_its_links_and_the_map_is_kept_when_there_is_r
     sh("rm \"$1\"/fill && touch \"$1\"/room")?;
     let whole = || {
         more().ok()?;
-        let found = sh("find \"$1\" -name 'map*' -newer \"$1\"/room").ok()?.stdout;
+        let found = sh("find \"$1\" -name 'map*' -newer \"$1\"/room").ok()?;
         (!found.is_empty()).then_some(())
     };
     probe::until("the map to be kept", SOON, whole)?;
