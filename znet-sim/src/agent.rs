@@ -16,7 +16,7 @@ use znet_core::plan::{DeviceKey, Observed, plan};
 use znet_core::time::Timestamp;
 
 use crate::calls::What;
-use crate::queue::{Event, Say, Serial, Told, Who};
+use crate::queue::{Event, Say, Serial, Site, Told, Who};
 use crate::scenario::Scenario;
 use crate::world::{World, name};
 
@@ -45,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) names: Vec<Name>,
     pub(crate) lasts: bool,
     pub(crate) port: u16,
+    /// The controller that it talks to.
+    pub(crate) site: Site,
     key: VerifyingKey,
     pub(crate) up: bool,
     pub(crate) life: Serial,
@@ -84,6 +86,7 @@ impl Agent {
             names: (0..scenario.names).map(|n| name(&format!("n{who}-c{n}"))).collect(),
             lasts: rng.random_range(0..10) >= scenario.ephemeral,
             port: 51_820,
+            site: rng.random_range(0..scenario.controllers),
             key,
             up: false,
             life: 0,
@@ -120,7 +123,7 @@ impl Agent {
             return Err(format!("has revision {} and not {}", self.member.revision(), head.revision));
         }
         if !self.calls.is_empty() || !self.owed.is_empty() || self.conn.is_none() {
-            return Err(format!("is not done: {:?}, owed {:?}, {:?}", self.calls, self.owed, self.conn));
+            return Err(self.state());
         }
         for (record, _) in self.attachments.values() {
             if map.container(record.id) != Some(record) {
@@ -131,6 +134,14 @@ impl Agent {
             Some(step) => Err(format!("its host is not as it should be: {step}")),
             None => Ok(()),
         }
+    }
+
+    /// In words, for whoever looks for what holds it up.
+    pub(crate) fn state(&self) -> String {
+        let Self { up, life, member_of, conn, ready, calls, owed, .. } = self;
+        format!(
+            "up {up}, life {life}, member {member_of}, connection {conn:?}, ready {ready}, calls {calls:?}, owed {owed:?}"
+        )
     }
 
     fn keep_all(&mut self) {
@@ -230,6 +241,7 @@ impl World {
             agent.pause = FIRST_PAUSE;
         }
         agent.ready = false;
+        agent.site = self.rng.random_range(0..self.sites.len());
         let pause = agent.pause + self.rng.random_range(0..=agent.pause);
         agent.pause = (agent.pause * 2).min(LONGEST_PAUSE);
         let life = agent.life;
@@ -238,6 +250,9 @@ impl World {
 
     pub(crate) fn expelled(&mut self, who: Who) {
         self.note(|| format!("node {who} is no member any more"));
+        if self.agents[who].member_of && self.model.is_member(&self.agents[who].id) {
+            self.breach(format!("node {who} was told that it is no member, and nobody removed it"));
+        }
         self.agents[who].forget();
         let life = self.agents[who].life;
         self.queue.after(Duration::ZERO, Event::Reconcile { who, life });

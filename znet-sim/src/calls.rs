@@ -56,20 +56,20 @@ impl Answer {
 impl World {
     pub(crate) fn call(&mut self, who: Who, what: What) {
         self.last_call += 1;
-        let call = self.last_call;
+        let (call, site) = (self.last_call, self.agents[who].site);
         let command = Rc::new(self.command(who, &what));
         self.note(|| format!("node {who} calls ({call}): {what:?}"));
         let repeatable = matches!(what, What::Join | What::Endpoints);
         self.agents[who].calls.insert(call, what);
         if let Some(delay) = self.parcel(who) {
-            self.queue.after(delay, Event::Call { who, call, command: command.clone() });
+            self.queue.after(delay, Event::Call { site, who, call, command: command.clone() });
         }
         // Only what the agent itself would repeat comes twice: a connection repeats no call.
         if repeatable
             && self.chance(self.scenario.duplicate)
             && let Some(delay) = self.parcel(who)
         {
-            self.queue.after(delay, Event::Call { who, call, command });
+            self.queue.after(delay, Event::Call { site, who, call, command });
         }
         self.queue.after(CALL_TIMEOUT, Event::CallOver { who, call });
     }
@@ -99,13 +99,15 @@ impl World {
 
     pub(crate) fn answer_one(&mut self, waiting: &Waiting, answer: Answer) {
         // What somebody is told happened must never be undone.
-        let Some(head) = self.controller.as_ref().map(|up| up.head.head) else { return };
+        let Some(head) = self.sites[self.here].as_ref().map(|up| up.head.head) else { return };
         let told = self.model.tell(&head, self.disk.durable());
         self.check(told);
         if let Answer::Attached(record, _) = &answer
             && self.model.containers().values().all(|known| known != record)
             && matches!(*waiting.command, Command::Attach { .. })
-            && self.controller.as_ref().is_some_and(|up| up.committed.map().container(record.id).is_some())
+            && self.sites[self.here]
+                .as_ref()
+                .is_some_and(|up| up.committed.map().container(record.id).is_some())
         {
             self.breach(format!("{} was acknowledged and is not what was committed", record.name));
         }

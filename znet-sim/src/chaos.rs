@@ -35,10 +35,14 @@ impl World {
                 self.later(self.scenario.agent_crash_every.unwrap_or(1_000), Event::CrashAgent);
             }
             Event::CrashController => {
-                let power_cut = self.scenario.power_cuts && self.rng.random_bool(0.5);
-                self.note(|| format!("the controller crashes, power cut: {power_cut}"));
+                let site = self.rng.random_range(0..self.sites.len());
+                // Several controllers have their store elsewhere.
+                let may = self.scenario.power_cuts && self.sites.len() == 1;
+                let power_cut = may && self.rng.random_bool(0.5);
+                self.note(|| format!("controller {site} crashes, power cut: {power_cut}"));
+                self.here = site;
                 self.controller_crash(power_cut);
-                self.later(3_000, Event::ControllerStart);
+                self.later(3_000, Event::ControllerStart { site });
                 self.later(self.scenario.controller_crash_every.unwrap_or(1_000), Event::CrashController);
             }
             Event::DiskFull => {
@@ -101,6 +105,7 @@ impl World {
     /// An operator wants something of the controller.
     fn operate(&mut self) {
         let who = self.rng.random_range(0..self.agents.len());
+        self.here = self.rng.random_range(0..self.sites.len());
         let agent = &self.agents[who];
         let command = match self.rng.random_range(0..10) {
             0 => Command::NewEpoch,

@@ -1,11 +1,11 @@
-//! The controller's process: what the task of a network does, in virtual time.
+//! A controller's process: what the task of a network does, in virtual time. Of several over one store each takes over what
+//! the others have committed before it says anything.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rand::RngExt as _;
-use znet_core::controller::liveness::Liveness;
 use znet_core::controller::{Command, Network, NodeLifetime, Row, RowKey, StateChange};
 use znet_core::feed::{Logged, Ring};
 use znet_core::id::{NodeId, Revision};
@@ -23,6 +23,8 @@ use crate::world::World;
 const COMMAND_QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
+const MAX_CONFLICTS: usize = 5;
+const NOTICED_AGAIN: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_secs(1);
 
 /// A command and who waits for it; nobody for the controller's own and the operator's.
@@ -39,6 +41,8 @@ struct Batch {
     frame: Frame,
     deltas: Vec<Delta>,
     expected: Revision,
+    /// How often it was decided anew because somebody else was faster.
+    conflicts: usize,
 }
 
 /// The controller while it runs.
@@ -54,7 +58,6 @@ pub(crate) struct Up {
     failed: bool,
     /// What a planted bug remembers of a commit that failed.
     unfinished: Option<Batch>,
-    pub(crate) ephemeral: Liveness,
     pub(crate) streams: BTreeMap<Who, Stream>,
 }
 
@@ -71,23 +74,17 @@ impl Up {
             _ => Ok(()),
         }
     }
-
-    fn admit(&mut self, node: NodeId, lifetime: NodeLifetime, now: znet_core::time::Timestamp) {
-        if lifetime == NodeLifetime::Ephemeral {
-            self.ephemeral.seen(node, now);
-        }
-    }
 }
 
 impl World {
     pub(crate) fn controller_start(&mut self) {
-        if self.controller.is_some() {
+        if self.sites[self.here].is_some() {
             return;
         }
         let Some(network) = self.load() else { return };
-        self.controller_life += 1;
+        self.lives[self.here] += 1;
         let head = network.head().sign(&self.key);
-        self.controller = Some(Up {
+        self.sites[self.here] = Some(Up {
             working: network.clone(),
             committed: network.clone(),
             head,
@@ -96,24 +93,31 @@ impl World {
             batch: None,
             failed: false,
             unfinished: None,
-            ephemeral: Liveness::default(),
             streams: BTreeMap::new(),
         });
+        // While there was no controller nobody could be seen: a full term for everybody.
+        let now = self.now();
+        for node in network.nodes() {
+            if self.absences.last_seen(&node.id).is_some() {
+                self.absences.seen(node.id, now);
+            }
+        }
         self.install(network);
-        self.queue.after(TICK, Event::ControllerTick { life: self.controller_life });
+        self.queue.after(TICK, Event::ControllerTick { site: self.here, life: self.lives[self.here] });
     }
 
     /// The process ends; with a power cut some of what is not durable is lost.
     pub(crate) fn controller_crash(&mut self, power_cut: bool) {
-        if self.controller.take().is_none() {
+        if self.sites[self.here].take().is_none() {
             return;
         }
-        self.controller_life += 1;
+        self.lives[self.here] += 1;
         if power_cut {
             let left = self.rng.random_range(0..=self.disk.cached());
             self.disk.power_cut(left);
         }
-        let conns: Vec<Serial> = self.conns.keys().copied().collect();
+        let ours = self.conns.iter().filter(|(_, conn)| conn.site == self.here);
+        let conns: Vec<Serial> = ours.map(|(serial, _)| *serial).collect();
         for conn in conns {
             if power_cut { self.kill_conn(conn) } else { self.reset_conn(conn) }
         }
@@ -134,21 +138,27 @@ impl World {
     }
 
     fn sync(&mut self) {
-        for op in self.disk.sync().iter().flat_map(|frame| &frame.ops) {
+        let frames = self.disk.sync();
+        for op in frames.iter().flat_map(|frame| &frame.ops) {
             let checked = self.model.commit(op);
             self.check(checked);
+        }
+        if !frames.is_empty() {
+            self.notify_others();
         }
     }
 
     /// Makes a loaded state the one that agents see.
     fn install(&mut self, network: Network) {
         let now = self.now();
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         up.head = network.head().sign(&self.key);
         let gone: Vec<NodeId> =
             up.committed.nodes().map(|node| node.id).filter(|node| network.node(node).is_none()).collect();
-        for node in network.nodes() {
-            up.admit(node.id, node.lifetime, now);
+        for node in network.nodes().filter(|node| node.lifetime == NodeLifetime::Ephemeral) {
+            if self.absences.last_seen(&node.id).is_none() {
+                self.absences.seen(node.id, now);
+            }
         }
         up.ring.reset(up.head);
         (up.working, up.committed) = (network.clone(), network);
@@ -160,15 +170,15 @@ impl World {
 
     pub(crate) fn controller_tick(&mut self) {
         let now = self.now();
-        if self.controller.as_ref().is_some_and(|up| up.failed) {
+        if self.sites[self.here].as_ref().is_some_and(|up| up.failed) {
             self.resume();
         }
         self.end_silent_streams();
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         up.ring.tidy(now);
         let after = if up.failed { RETRY } else { TICK };
-        self.queue.after(after, Event::ControllerTick { life: self.controller_life });
-        let absent: Vec<NodeId> = up.ephemeral.absent(up.committed.conf().ephemeral_ttl(), now).collect();
+        self.queue.after(after, Event::ControllerTick { site: self.here, life: self.lives[self.here] });
+        let absent: Vec<NodeId> = self.absences.absent(up.committed.conf().ephemeral_ttl(), now).collect();
         if !absent.is_empty() && !up.failed && up.batch.is_none() {
             self.submit(Waiting { from: None, command: Rc::new(Command::Collect { absent }) });
         }
@@ -176,7 +186,7 @@ impl World {
 
     /// A command came in.
     pub(crate) fn submit(&mut self, waiting: Waiting) {
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         if up.failed {
             return self.refuse(vec![waiting]);
         }
@@ -188,33 +198,40 @@ impl World {
     }
 
     fn start_batch(&mut self) {
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         if up.batch.is_some() || up.waiting.is_empty() {
             return;
         }
         let most = up.waiting.len().min(MAX_BATCH);
         let requests: Vec<Waiting> = up.waiting.drain(..most).collect();
-        let Some(batch) = self.draft(requests) else { return };
+        self.commit(requests, 0);
+    }
+
+    /// Decides a batch and has it committed, if there is anything to commit.
+    fn commit(&mut self, requests: Vec<Waiting>, conflicts: usize) {
+        let Some(batch) = self.draft(requests, conflicts) else { return };
         if batch.frame.logged.is_empty() {
             self.answer_all(batch.requests, batch.answers);
             return self.start_batch();
         }
-        if let Some(up) = &mut self.controller {
+        if let Some(up) = &mut self.sites[self.here] {
             up.batch = Some(batch);
         }
         let write = Duration::from_millis(self.rng.random_range(0..=3));
-        self.queue.after(write, Event::CommitWrite { life: self.controller_life });
+        self.queue.after(write, Event::CommitWrite { site: self.here, life: self.lives[self.here] });
     }
 
     /// Decides each command on the state that the ones before it lead to.
-    fn draft(&mut self, requests: Vec<Waiting>) -> Option<Batch> {
+    fn draft(&mut self, requests: Vec<Waiting>, conflicts: usize) -> Option<Batch> {
+        self.catch_up();
         let now = self.now();
-        let up = self.controller.as_mut()?;
+        let up = self.sites[self.here].as_mut()?;
         let mut batch = Batch {
             answers: Vec::with_capacity(requests.len()),
             frame: Frame { logged: Vec::new(), ops: Vec::new() },
             deltas: Vec::new(),
             expected: up.working.revision(),
+            conflicts,
             requests,
         };
         for Waiting { command, .. } in &batch.requests {
@@ -241,14 +258,14 @@ impl World {
     pub(crate) fn commit_write(&mut self) {
         let refused = self.disk.full || self.chance(self.scenario.commit_refused);
         let flush_fails = self.chance(self.scenario.flush_fails);
-        let Some(batch) = self.controller.as_ref().and_then(|up| up.batch.as_ref()) else { return };
+        let Some(batch) = self.sites[self.here].as_ref().and_then(|up| up.batch.as_ref()) else { return };
         if refused {
             self.note(|| "the disk refuses the commit".to_owned());
             return self.fail();
         }
         let frame = batch.frame.clone();
         if !self.disk.write(batch.expected, frame) {
-            return self.breach("another writer was faster, and there is none".to_owned());
+            return self.conflict();
         }
         if flush_fails {
             self.note(|| "the commit is written and its flush fails".to_owned());
@@ -258,7 +275,7 @@ impl World {
             self.finish();
         }
         let sync = Duration::from_millis(self.rng.random_range(0..=8));
-        self.queue.after(sync, Event::CommitSync { life: self.controller_life });
+        self.queue.after(sync, Event::CommitSync { site: self.here, life: self.lives[self.here] });
     }
 
     pub(crate) fn commit_sync(&mut self) {
@@ -274,7 +291,7 @@ impl World {
 
     /// The batch in hand is committed: shows it and answers.
     fn finish(&mut self) {
-        let Some(batch) = self.controller.as_mut().and_then(|up| up.batch.take()) else { return };
+        let Some(batch) = self.sites[self.here].as_mut().and_then(|up| up.batch.take()) else { return };
         self.publish(&batch);
         self.answer_all(batch.requests, batch.answers);
         self.start_batch();
@@ -282,14 +299,16 @@ impl World {
 
     fn publish(&mut self, batch: &Batch) {
         let now = self.now();
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         let before = up.committed.conf().record();
         let mut gone = Vec::new();
         for logged in &batch.frame.logged {
             up.committed.apply(&logged.changes);
             for change in &logged.changes {
                 match change {
-                    StateChange::Put(Row::Node(node)) => up.admit(node.id, node.lifetime, now),
+                    StateChange::Put(Row::Node(node)) if node.lifetime == NodeLifetime::Ephemeral => {
+                        self.absences.seen(node.id, now);
+                    }
                     StateChange::Remove(RowKey::Node(node)) => gone.push(*node),
                     _ => {}
                 }
@@ -310,9 +329,52 @@ impl World {
         self.pump_all();
     }
 
+    /// Another controller was faster: everything is decided anew on what it left.
+    fn conflict(&mut self) {
+        let Some(batch) = self.sites[self.here].as_mut().and_then(|up| up.batch.take()) else { return };
+        if self.sites.len() == 1 {
+            return self.breach("another writer was faster, and there is none".to_owned());
+        }
+        self.note(|| "another controller was faster".to_owned());
+        let Some(network) = self.load() else { return };
+        self.install(network);
+        if batch.conflicts < MAX_CONFLICTS {
+            return self.commit(batch.requests, batch.conflicts + 1);
+        }
+        let refused = vec![Answer::Unavailable; batch.requests.len()];
+        self.answer_all(batch.requests, refused);
+        self.start_batch();
+    }
+
+    /// What a controller says must be so in the store: whatever another one has committed is taken over first.
+    pub(crate) fn catch_up(&mut self) {
+        let durable = self.disk.durable();
+        let Some(up) = &self.sites[self.here] else { return };
+        if up.batch.is_none() && up.committed.revision() < durable {
+            let Some(network) = self.load() else { return };
+            self.install(network);
+        }
+    }
+
+    /// Hears of what another controller has committed; while a commit is under way that will tell.
+    pub(crate) fn noticed(&mut self) {
+        if self.sites[self.here].as_ref().is_some_and(|up| up.batch.is_some()) {
+            self.queue.after(NOTICED_AGAIN, Event::Noticed { site: self.here });
+        }
+        self.catch_up();
+    }
+
+    fn notify_others(&mut self) {
+        let here = self.here;
+        for site in (0..self.sites.len()).filter(|site| *site != here) {
+            let delay = self.delay();
+            self.queue.after(delay, Event::Noticed { site });
+        }
+    }
+
     /// The store failed. Whether it did what it was asked to is not known.
     fn fail(&mut self) {
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         up.failed = true;
         up.working = up.committed.clone();
         let mut requests: Vec<Waiting> = Vec::new();
@@ -327,8 +389,9 @@ impl World {
     /// What needs no commit is answered, everything else is refused.
     fn refuse(&mut self, requests: Vec<Waiting>) {
         let now = self.now();
+        self.catch_up();
         for waiting in requests {
-            let Some(up) = &self.controller else { return };
+            let Some(up) = &self.sites[self.here] else { return };
             let answer = match up.working.decide(&waiting.command, now, &mut self.rng) {
                 Ok(decision) if decision.changes.is_empty() => {
                     Answer::of(decision.reply, up.working.revision())
@@ -348,7 +411,7 @@ impl World {
         let Some(network) = self.load() else { return };
         self.install(network);
         let happened = self.disk.written();
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         up.failed = false;
         let unfinished = up.unfinished.take().filter(|batch| happened > batch.expected);
         if let Some(batch) = unfinished

@@ -1,4 +1,4 @@
-//! A deterministic simulation of one network: its controller, its store and its agents.
+//! A deterministic simulation of one network: its controllers, their store and its agents.
 //!
 //! Everything that decides is the real thing out of `znet-core`: allocation and membership, the incremental digest and
 //! the signed heads, the feed, what an agent believes, who is alive, and the plan for a host. What stands around it in the

@@ -1,5 +1,6 @@
 //! `znet-sim`: runs seeds until one breaks something, or replays one.
 
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,14 +56,18 @@ impl Total {
     }
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let args = Args::parse();
     // A panic is reported as the failure of its seed.
     std::panic::set_hook(Box::new(|_| {}));
     if let Some(seed) = args.seed {
-        let report = run(seed, None)?;
-        println!("seed {seed} broke nothing: {report:?}");
-        return Ok(());
+        return match run(seed, None) {
+            Ok(report) => {
+                println!("seed {seed} broke nothing: {report:?}");
+                ExitCode::SUCCESS
+            }
+            Err(failure) => broken(&failure),
+        };
     }
     let until = args.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let seeds = args.seeds.unwrap_or(if until.is_some() { u64::MAX } else { 100 });
@@ -85,9 +90,14 @@ fn main() -> anyhow::Result<()> {
         total.slowest as f64 / 1000.0,
     );
     match failures.into_iter().min_by_key(|failure| failure.seed) {
-        Some(failure) => Err(anyhow::anyhow!("{failure}")),
-        None => Ok(()),
+        Some(failure) => broken(&failure),
+        None => ExitCode::SUCCESS,
     }
+}
+
+fn broken(failure: &Failure) -> ExitCode {
+    eprintln!("{failure}");
+    ExitCode::FAILURE
 }
 
 /// Runs seeds on threads until there are no more, time is up, or one breaks something.

@@ -1,6 +1,6 @@
 //! The reference: what was committed and acknowledged, in maps that a beginner would use, and the rules for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,19 +20,24 @@ pub(crate) struct Op {
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     Attached(ContainerRecord),
-    Removed { containers: Vec<ContainerId>, node: Option<NodeId> },
+    Removed { containers: Vec<ContainerId>, nodes: Vec<NodeId> },
+    Joined(NodeId),
     Other,
 }
 
 impl Effect {
     pub(crate) fn of(command: &Command, reply: &Reply) -> Self {
         match (command, reply) {
+            (Command::Join { node, .. }, _) => Self::Joined(*node),
             (_, Reply::Attached { container, .. }) => Self::Attached(container.clone()),
             (Command::RemoveNode { node }, Reply::Removed { containers, .. }) => {
-                Self::Removed { containers: containers.clone(), node: Some(*node) }
+                Self::Removed { containers: containers.clone(), nodes: vec![*node] }
+            }
+            (Command::Collect { absent }, Reply::Removed { containers, .. }) => {
+                Self::Removed { containers: containers.clone(), nodes: absent.clone() }
             }
             (_, Reply::Removed { containers, .. }) => {
-                Self::Removed { containers: containers.clone(), node: None }
+                Self::Removed { containers: containers.clone(), nodes: Vec::new() }
             }
             _ => Self::Other,
         }
@@ -46,6 +51,7 @@ pub(crate) struct Model {
     history: Vec<Head>,
     /// The newest revision that somebody was told of.
     told: Revision,
+    nodes: BTreeSet<NodeId>,
     containers: BTreeMap<ContainerId, ContainerRecord>,
     released: BTreeMap<IpAddr, Timestamp>,
 }
@@ -58,6 +64,7 @@ impl Model {
             rest,
             history: Vec::new(),
             told: Revision::ZERO,
+            nodes: BTreeSet::new(),
             containers: BTreeMap::new(),
             released: BTreeMap::new(),
         }
@@ -81,7 +88,11 @@ impl Model {
         self.history.push(op.head);
         match &op.effect {
             Effect::Attached(record) => self.attached(record, op.at),
-            Effect::Removed { containers, node } => self.removed(containers, *node, op.at),
+            Effect::Removed { containers, nodes } => self.removed(containers, nodes, op.at),
+            Effect::Joined(node) => {
+                self.nodes.insert(*node);
+                Ok(())
+            }
             Effect::Other => Ok(()),
         }
     }
@@ -113,14 +124,15 @@ impl Model {
         Ok(())
     }
 
-    fn removed(&mut self, containers: &[ContainerId], node: Option<NodeId>, at: Timestamp) -> Checked {
+    fn removed(&mut self, containers: &[ContainerId], nodes: &[NodeId], at: Timestamp) -> Checked {
         for id in containers {
             let Some(gone) = self.containers.remove(id) else {
                 return Err(format!("container {id} was removed and was not there"));
             };
             self.released.extend(gone.addresses().map(|address| (address, at)));
         }
-        match self.containers.values().find(|left| Some(left.node) == node) {
+        self.nodes.retain(|node| !nodes.contains(node));
+        match self.containers.values().find(|left| nodes.contains(&left.node)) {
             Some(left) => Err(format!("the node of {} was removed and the container was not", left.name)),
             None => Ok(()),
         }
@@ -170,6 +182,10 @@ impl Model {
                 (is, should) => return Err(format!("stored is {is:?}, committed was {should:?}")),
             }
         }
+    }
+
+    pub(crate) fn is_member(&self, node: &NodeId) -> bool {
+        self.nodes.contains(node)
     }
 
     pub(crate) fn containers(&self) -> &BTreeMap<ContainerId, ContainerRecord> {

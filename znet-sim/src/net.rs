@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use znet_core::time::Timestamp;
 
-use crate::queue::{Event, Say, Serial, Told, Who};
+use crate::queue::{Event, Say, Serial, Site, Told, Who};
 use crate::world::World;
 
 /// How long an agent needs at most to see that a connection carries nothing any more.
@@ -19,7 +19,8 @@ const KEEPALIVE: u64 = 15_000;
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) who: Who,
-    /// The life of the agent and of the controller between which it is.
+    /// The controller, and the lives of the agent and of it between which it is.
+    pub(crate) site: Site,
     pub(crate) agent_life: Serial,
     pub(crate) controller_life: Serial,
     /// Whether it carries anything.
@@ -42,16 +43,21 @@ impl World {
     pub(crate) fn connect(&mut self, who: Who) -> Serial {
         self.last_conn += 1;
         let now = self.queue.now();
+        let site = self.agents[who].site;
         let conn = Conn {
             who,
+            site,
             agent_life: self.agents[who].life,
-            controller_life: self.controller_life,
-            dead: self.cut.contains(&who),
+            controller_life: self.lives[site],
+            dead: false,
             mangled: false,
             last_told: now,
             last_said: now,
         };
         self.conns.insert(self.last_conn, conn);
+        if self.cut.contains(&who) {
+            self.kill_conn(self.last_conn);
+        }
         self.last_conn
     }
 

@@ -15,6 +15,8 @@ use crate::calls::Answer;
 
 /// A node by its number in the simulation.
 pub(crate) type Who = usize;
+/// A controller's process by its number.
+pub(crate) type Site = usize;
 /// The number of a connection, a call, or of a life of a process: whatever is for an earlier one comes too late.
 pub(crate) type Serial = u64;
 
@@ -44,6 +46,7 @@ pub(crate) enum Say {
 pub(crate) enum Event {
     /// A command reaches the controller.
     Call {
+        site: Site,
         who: Who,
         call: Serial,
         command: Rc<Command>,
@@ -76,20 +79,30 @@ pub(crate) enum Event {
     },
     /// A stream may go on.
     Pump {
+        site: Site,
         who: Who,
     },
-    /// The controller's process is started.
-    ControllerStart,
+    /// A controller's process is started.
+    ControllerStart {
+        site: Site,
+    },
     /// Its clock ticks.
     ControllerTick {
+        site: Site,
         life: Serial,
     },
     /// Its commit is written, and then durable.
     CommitWrite {
+        site: Site,
         life: Serial,
     },
     CommitSync {
+        site: Site,
         life: Serial,
+    },
+    /// It hears that another one has committed.
+    Noticed {
+        site: Site,
     },
     /// An agent's process is started.
     AgentStart {
@@ -126,6 +139,41 @@ pub(crate) enum Event {
     Calm,
     /// Looks whether the mesh is whole, and at the model as a whole.
     Look,
+}
+
+impl Event {
+    /// The controller at which it happens, if it says so itself.
+    pub(crate) fn site(&self) -> Option<Site> {
+        match self {
+            Self::Call { site, .. }
+            | Self::Pump { site, .. }
+            | Self::ControllerStart { site }
+            | Self::ControllerTick { site, .. }
+            | Self::CommitWrite { site, .. }
+            | Self::CommitSync { site, .. }
+            | Self::Noticed { site } => Some(*site),
+            _ => None,
+        }
+    }
+
+    /// Whether it tells anything to whoever reads the trace.
+    pub(crate) fn is_telling(&self) -> bool {
+        !matches!(
+            self,
+            Self::Look
+                | Self::ControllerTick { .. }
+                | Self::Beat { .. }
+                | Self::Said { say: Say::Heartbeat, .. }
+        )
+    }
+
+    /// The connection on which it happens.
+    pub(crate) fn conn(&self) -> Option<Serial> {
+        match self {
+            Self::Said { conn, .. } | Self::Told { conn, .. } | Self::Broken { conn } => Some(*conn),
+            _ => None,
+        }
+    }
 }
 
 struct Entry {

@@ -10,6 +10,8 @@ use rand::{Rng, RngExt as _};
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) nodes: usize,
+    /// Controllers over one store. With one the store is on its own disk.
+    pub(crate) controllers: usize,
     /// Container names of each node.
     pub(crate) names: usize,
     /// Length of the IPv4 prefix: some networks are short of addresses.
@@ -65,8 +67,10 @@ impl Scenario {
         // Room for about one and a half times as many containers as there are names.
         let wanted = u32::try_from(nodes * names * 3 / 2 + 4).unwrap_or(u32::MAX);
         let bits = 32 - wanted.next_power_of_two().trailing_zeros().max(3);
+        let controllers = *[1, 1, 2, 3].get(rng.random_range(0..4)).unwrap_or(&1);
         Self {
             nodes,
+            controllers,
             names,
             prefix4: u8::try_from(bits).unwrap_or(16),
             rest: Duration::from_millis(rng.random_range(2_000..=40_000)),

@@ -49,9 +49,9 @@ pub(crate) struct Stream {
 impl World {
     /// The stream of a connection, if it is the one that the controller has.
     fn stream(&mut self, conn: Serial) -> Option<(Who, &mut Stream)> {
-        let found = self.conns.get(&conn).filter(|found| found.controller_life == self.controller_life)?;
+        let found = self.conns.get(&conn).filter(|found| found.controller_life == self.lives[self.here])?;
         let who = found.who;
-        let stream = self.controller.as_mut()?.streams.get_mut(&who)?;
+        let stream = self.sites[self.here].as_mut()?.streams.get_mut(&who)?;
         (stream.conn == conn).then_some((who, stream))
     }
 
@@ -78,9 +78,10 @@ impl World {
     fn open(&mut self, conn: Serial, resume: Option<znet_core::map::Head>) {
         let now = self.now();
         let Some(found) = self.conns.get(&conn) else { return };
-        let (who, known) = (found.who, found.controller_life == self.controller_life);
+        let (who, known) = (found.who, found.controller_life == self.lives[self.here]);
+        self.catch_up();
         let id = self.agents[who].id;
-        let Some(up) = self.controller.as_mut().filter(|_| known) else { return self.reset_conn(conn) };
+        let Some(up) = self.sites[self.here].as_mut().filter(|_| known) else { return self.reset_conn(conn) };
         if up.committed().node(&id).is_none() {
             return self.tell(conn, Arc::new(Told::End { unknown_node: true }));
         }
@@ -101,17 +102,16 @@ impl World {
 
     fn seen(&mut self, who: Who) {
         let (now, id) = (self.now(), self.agents[who].id);
-        let Some(up) = &mut self.controller else { return };
-        if up.ephemeral.last_seen(&id).is_some() {
-            up.ephemeral.seen(id, now);
+        if self.absences.last_seen(&id).is_some() {
+            self.absences.seen(id, now);
         }
     }
 
     /// A node is no member any more.
     pub(crate) fn dismiss(&mut self, node: &NodeId) {
         let Some(who) = self.node_of.get(node).copied() else { return };
-        let Some(up) = &mut self.controller else { return };
-        up.ephemeral.forget(node);
+        self.absences.forget(node);
+        let Some(up) = &mut self.sites[self.here] else { return };
         if let Some(stream) = up.streams.remove(&who) {
             self.tell(stream.conn, Arc::new(Told::End { unknown_node: true }));
         }
@@ -119,7 +119,7 @@ impl World {
 
     pub(crate) fn end_silent_streams(&mut self) {
         let now = self.now();
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         let silent: Vec<Who> = up
             .streams
             .iter()
@@ -141,14 +141,14 @@ impl World {
 
     /// Something was published.
     pub(crate) fn pump_all(&mut self) {
-        let Some(up) = &mut self.controller else { return };
+        let Some(up) = &mut self.sites[self.here] else { return };
         up.streams.values_mut().for_each(|stream| stream.place.wake());
         let all: Vec<Who> = up.streams.keys().copied().collect();
         all.into_iter().for_each(|who| self.pump(who));
     }
 
     pub(crate) fn pump_due(&mut self, who: Who) {
-        if let Some(stream) = self.controller.as_mut().and_then(|up| up.streams.get_mut(&who)) {
+        if let Some(stream) = self.sites[self.here].as_mut().and_then(|up| up.streams.get_mut(&who)) {
             stream.pumping = false;
             self.pump(who);
         }
@@ -158,7 +158,7 @@ impl World {
     fn pump(&mut self, who: Who) {
         let now = self.now();
         loop {
-            let Some(stream) = self.controller.as_mut().and_then(|up| up.streams.get_mut(&who)) else {
+            let Some(stream) = self.sites[self.here].as_mut().and_then(|up| up.streams.get_mut(&who)) else {
                 return;
             };
             if !stream.place.is_behind() || stream.room == 0 {
@@ -166,8 +166,8 @@ impl World {
             }
             if stream.not_before > now {
                 if !std::mem::replace(&mut stream.pumping, true) {
-                    let at = stream.not_before;
-                    self.queue.at(at, Event::Pump { who });
+                    let (at, site) = (stream.not_before, self.here);
+                    self.queue.at(at, Event::Pump { site, who });
                 }
                 return;
             }
@@ -175,7 +175,7 @@ impl World {
                 Some(sent) => sent,
                 None => continue,
             };
-            if let Some(stream) = self.controller.as_mut().and_then(|up| up.streams.get_mut(&who)) {
+            if let Some(stream) = self.sites[self.here].as_mut().and_then(|up| up.streams.get_mut(&who)) {
                 stream.room -= 1;
             }
             self.tell(conn, event);
@@ -185,7 +185,7 @@ impl World {
     /// The next event of a stream; `None` when there is none before something is published.
     fn turn(&mut self, who: Who) -> Option<(Serial, Arc<Told>)> {
         let now = self.queue.now();
-        let up = self.controller.as_mut()?;
+        let up = self.sites[self.here].as_mut()?;
         let (stream, head) = (up.streams.get_mut(&who)?, up.head);
         let mut turn = stream.place.turn(&mut up.ring);
         if matches!(turn, Turn::Stuck)

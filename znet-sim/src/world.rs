@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use znet_core::controller::liveness::Liveness;
 use znet_core::controller::{
     Command, Network, NewNetwork, NodeLifetime, Reply, Row, StateChange, TokenSecret,
 };
@@ -21,7 +22,7 @@ use crate::disk::{Disk, Frame};
 use crate::model::{Effect, Model, Op};
 use crate::net::Conn;
 use crate::planted::Bug;
-use crate::queue::{Event, Queue, Serial, Who};
+use crate::queue::{Event, Queue, Serial, Site, Who};
 use crate::scenario::Scenario;
 use crate::{Report, alarm};
 
@@ -57,9 +58,13 @@ pub(crate) struct World {
     pub(crate) ephemeral: TokenSecret,
     pub(crate) disk: Disk,
     pub(crate) model: Model,
-    /// The controller's process; `None` while there is none.
-    pub(crate) controller: Option<Up>,
-    pub(crate) controller_life: Serial,
+    /// The controllers' processes, `None` while one does not run, and how often each was started or ended.
+    pub(crate) sites: Vec<Option<Up>>,
+    pub(crate) lives: Vec<Serial>,
+    /// The one at which the event in hand happens.
+    pub(crate) here: Site,
+    /// When ephemeral nodes were seen, by any of them.
+    pub(crate) absences: Liveness,
     pub(crate) agents: Vec<Agent>,
     pub(crate) node_of: BTreeMap<NodeId, Who>,
     pub(crate) conns: BTreeMap<Serial, Conn>,
@@ -96,6 +101,8 @@ impl World {
             .collect();
         let node_of = agents.iter().enumerate().map(|(who, agent)| (agent.id, who)).collect();
         let [lasting, ephemeral] = secrets;
+        let sites: Vec<Option<Up>> = (0..scenario.controllers).map(|_| None).collect();
+        let lives = vec![0; sites.len()];
         Self {
             scenario,
             rng,
@@ -107,8 +114,10 @@ impl World {
             ephemeral,
             disk,
             model,
-            controller: None,
-            controller_life: 0,
+            sites,
+            lives,
+            here: 0,
+            absences: Liveness::default(),
             agents,
             node_of,
             conns: BTreeMap::new(),
@@ -131,7 +140,7 @@ impl World {
         self.begin();
         while let Some(event) = self.queue.pop() {
             self.events += 1;
-            if !matches!(event, Event::Look | Event::ControllerTick { .. }) {
+            if event.is_telling() {
                 self.note(|| format!("{event:?}").chars().take(220).collect());
             }
             self.happen(event);
@@ -172,7 +181,7 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.queue.after(Duration::ZERO, Event::ControllerStart);
+        self.start_controllers();
         for who in 0..self.scenario.nodes {
             let start = Duration::from_millis(self.rng.random_range(0..=500));
             self.queue.after(start, Event::AgentStart { who });
@@ -194,6 +203,12 @@ impl World {
         self.queue.after(Duration::from_secs(2), Event::Look);
     }
 
+    fn start_controllers(&mut self) {
+        for site in 0..self.sites.len() {
+            self.queue.after(Duration::ZERO, Event::ControllerStart { site });
+        }
+    }
+
     /// Has an event happen after up to twice as many milliseconds.
     pub(crate) fn later(&mut self, mean: u64, event: Event) {
         let after = self.rng.random_range(0..=2 * mean);
@@ -201,18 +216,21 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        let of_conn = event.conn().and_then(|conn| self.conns.get(&conn)).map(|conn| conn.site);
+        self.here = event.site().or(of_conn).unwrap_or(self.here);
         match event {
-            Event::Call { who, call, command } => self.called(who, call, command),
+            Event::Call { who, call, command, .. } => self.called(who, call, command),
             Event::Answered { who, call, answer } => self.answered(who, call, answer),
             Event::CallOver { who, call } => self.call_over(who, call),
             Event::Said { conn, say } => self.said(conn, say),
             Event::Told { conn, told, frees } => self.told(conn, &told, frees),
             Event::Broken { conn } => self.conn_broken(conn),
-            Event::Pump { who } => self.pump_due(who),
-            Event::ControllerStart => self.controller_start(),
-            Event::ControllerTick { life } if life == self.controller_life => self.controller_tick(),
-            Event::CommitWrite { life } if life == self.controller_life => self.commit_write(),
-            Event::CommitSync { life } if life == self.controller_life => self.commit_sync(),
+            Event::Pump { who, .. } => self.pump_due(who),
+            Event::ControllerStart { .. } => self.controller_start(),
+            Event::ControllerTick { life, .. } if life == self.lives[self.here] => self.controller_tick(),
+            Event::CommitWrite { life, .. } if life == self.lives[self.here] => self.commit_write(),
+            Event::Noticed { .. } => self.noticed(),
+            Event::CommitSync { life, .. } if life == self.lives[self.here] => self.commit_sync(),
             Event::AgentStart { who } => self.agent_start(who),
             Event::Connect { who, life } if self.lives(who, life) => self.join(who),
             Event::Beat { who, life } if self.lives(who, life) => self.beat(who),
@@ -259,14 +277,14 @@ impl World {
         self.calm_since = Some(self.now());
         self.cut.clear();
         self.disk.full = false;
-        self.queue.after(Duration::ZERO, Event::ControllerStart);
+        self.start_controllers();
         for who in 0..self.agents.len() {
             self.queue.after(Duration::ZERO, Event::AgentStart { who });
         }
     }
 
     fn look(&mut self) {
-        if self.controller.is_some() {
+        if self.sites.iter().any(Option::is_some) {
             let stored = self.model.stored(self.disk.durable(), self.disk.rows());
             self.check(stored);
         }
@@ -294,10 +312,19 @@ impl World {
     /// The head at which the mesh is whole: every agent has the controller's map, all that is attached is in it and nothing
     /// else, and every host is as it should be.
     fn whole_at(&self) -> Result<Head, String> {
-        let up = self.controller.as_ref().ok_or("there is no controller")?;
-        up.idle()?;
+        let up = self.sites[0].as_ref().ok_or("there is no controller")?;
+        for other in &self.sites {
+            let other = other.as_ref().ok_or("a controller is missing")?;
+            other.idle()?;
+            if other.committed().head() != up.committed().head() {
+                return Err("the controllers do not have the same revision".to_owned());
+            }
+        }
         let map = up.committed().map();
         let attached: usize = self.agents.iter().map(|agent| agent.attachments.len()).sum();
+        if let Some(agent) = self.agents.iter().find(|agent| map.node(&agent.id).is_none()) {
+            return Err(format!("{} is not in the map; {}", agent.name, agent.state()));
+        }
         if map.containers().len() != attached || map.nodes().len() != self.agents.len() {
             let (containers, nodes) = (map.containers().len(), map.nodes().len());
             return Err(format!(

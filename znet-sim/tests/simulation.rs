@@ -35,7 +35,7 @@ fn find(bug: Bug, said: &[&str]) {
     println!("{bug:?} was found by seed {seed}\n{failure}");
     assert!(said.iter().any(|said| failure.what.contains(said)), "{failure}");
     assert_eq!(failure.seed, seed);
-    assert!(failure.trace.len() > 10, "no trace: {failure}");
+    assert!(!failure.trace.is_empty(), "no trace: {failure}");
     assert!(failure.to_string().ends_with(&format!("./x sim --seed {seed}")));
     // The same way again, and not without the bug.
     assert_eq!(run(seed, Some(bug)), Err(failure));
