@@ -128,6 +128,26 @@ async fn two_controllers_decide_on_one_state_and_sign_with_one_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_change_is_said_of_what_another_controller_committed_a_moment_ago() {
+    let (etcd, dir) = (Etcd::start(), common::directory());
+    let key = dir.path().join("store.key");
+    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
+    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let acme = one.create("acme").await;
+    let other = two.find("acme").await;
+    join(&acme, A, NodeLifetime::Lasting).await;
+    // As an agent does whose controller dies between the two calls.
+    for n in 0..60 {
+        let name = format!("c{n}");
+        attach(&acme, A, &name).await;
+        let detach = Command::Detach { node: A, name: name.parse().unwrap() };
+        assert!(other.execute(detach, Actor::Node(A)).await.unwrap().changed, "{name} is left behind");
+    }
+    until("both to be at the same revision", || (head(&acme)? == head(&other)?).then_some(())).await;
+    assert_eq!(acme.read(|network, _| network.containers().len()).unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_member_is_told_that_it_is_none_by_a_controller_that_has_not_heard_of_it() {
     let (mut etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");

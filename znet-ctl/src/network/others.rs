@@ -13,7 +13,6 @@ use znet_core::controller::{Network, NodeLifetime};
 use znet_core::id::{NodeId, Revision};
 
 use super::{Hosted, Resume};
-use crate::actor::Actor;
 use crate::store::PRESENT_FOR;
 
 /// How often ephemeral nodes are reported: two reports may get lost.
@@ -109,10 +108,4 @@ impl Hosted {
         let ahead = newest.wait_for(|revision| *revision >= resume.revision);
         let _ = tokio::time::timeout(CATCH_UP, ahead).await;
     }
-}
-
-/// Whether a node asks of which this state knows nothing. Another controller may have admitted it, or made the token that it
-/// shows, a moment ago; and a member that is told that it is none takes its containers down.
-pub(super) fn is_stranger(network: &Network, actor: &Actor) -> bool {
-    matches!(actor, Actor::Node(node) if network.node(node).is_none())
 }

@@ -9,7 +9,7 @@ use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChang
 use znet_core::id::NodeId;
 use znet_core::map::Delta;
 
-use super::others::{Others, is_stranger};
+use super::others::Others;
 use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
 use crate::actor::Actor;
 use crate::store::{Commit, StoreError};
@@ -157,10 +157,6 @@ impl Task {
                 }
             }
         }
-        let shared = self.hosted.common.store.shared().is_some();
-        if shared && requests.iter().any(|request| is_stranger(&self.working, &request.actor)) {
-            self.catch_up_or_fail().await;
-        }
         match self.failed.clone() {
             None => self.batch(requests).await,
             Some(error) => self.refuse(requests, &error),
@@ -174,7 +170,15 @@ impl Task {
             let expected = self.working.revision();
             let draft = self.draft(&requests);
             if draft.commits.is_empty() {
-                return answer(requests, draft.answers);
+                // A commit fails where another controller was faster. What needs none, a refusal too, is only right of what is
+                // committed now: a member that is told that it is none takes its containers down.
+                if let Err(error) = self.catch_up_with_others().await {
+                    return self.fail_all(requests, error);
+                }
+                if self.working.revision() == expected {
+                    return answer(requests, draft.answers);
+                }
+                continue;
             }
             let changes: Vec<Vec<StateChange>> =
                 draft.commits.iter().map(|commit| commit.changes.clone()).collect();
@@ -194,18 +198,10 @@ impl Task {
                         return refuse_all(requests, &CommandError::Starting);
                     }
                     if let Err(error) = self.catch_up().await {
-                        self.fail(error.clone());
-                        return self.refuse(requests, &error);
+                        return self.fail_all(requests, error);
                     }
                 }
-                Err(StoreError::UnknownNetwork { .. }) => {
-                    hosted.deleted();
-                    return refuse_all(requests, &CommandError::Deleted);
-                }
-                Err(error) => {
-                    self.fail(error.clone());
-                    return self.refuse(requests, &error);
-                }
+                Err(error) => return self.fail_all(requests, error),
             }
         }
         let busy = StoreError::Unavailable { why: "other writers are faster all the time".to_owned() };
@@ -324,6 +320,24 @@ impl Task {
                 self.hosted.set_condition(Condition::ReadOnly(error.clone()));
                 self.failed = Some(error);
             }
+        }
+    }
+
+    /// The store fails, or the network is gone.
+    fn fail_all(&mut self, requests: Vec<Request>, error: StoreError) {
+        if let StoreError::UnknownNetwork { .. } = error {
+            self.hosted.deleted();
+            return refuse_all(requests, &CommandError::Deleted);
+        }
+        self.fail(error.clone());
+        self.refuse(requests, &error);
+    }
+
+    /// To what is committed now, where others may have committed something.
+    async fn catch_up_with_others(&mut self) -> Result<(), StoreError> {
+        match self.hosted.common.store.shared() {
+            Some(_) => self.catch_up().await,
+            None => Ok(()),
         }
     }
 
