@@ -102,12 +102,14 @@ impl World {
         let Some(head) = self.sites[self.here].as_ref().map(|up| up.head.head) else { return };
         let told = self.model.tell(&head, self.disk.durable());
         self.check(told);
+        // Held against the revision at which it was so: another controller may have removed it since, and then its head, which
+        // the model knows, is a later one.
+        let here = self.sites[self.here].as_ref();
         if let Answer::Attached(record, _) = &answer
-            && self.model.containers().values().all(|known| known != record)
             && matches!(*waiting.command, Command::Attach { .. })
-            && self.sites[self.here]
-                .as_ref()
-                .is_some_and(|up| up.committed.map().container(record.id).is_some())
+            && here
+                .and_then(|up| up.committed.map().container(record.id))
+                .is_some_and(|known| known != record)
         {
             self.breach(format!("{} was acknowledged and is not what was committed", record.name));
         }
