@@ -42,6 +42,11 @@ impl Controller {
         Ok(Self::start(keys, store).await)
     }
 
+    async fn two_on_etcd(etcd: &Etcd, dir: &Path, key: &Path) -> [Self; 2] {
+        let one = Self::on_etcd(etcd, &dir.join("1"), key).await.unwrap();
+        [one, Self::on_etcd(etcd, &dir.join("2"), key).await.unwrap()]
+    }
+
     async fn start(keys: Keyring, store: Arc<dyn Store>) -> Self {
         let now = Arc::new(AtomicU64::new(1_800_000_000_000));
         let told = now.clone();
@@ -96,8 +101,7 @@ fn members(hosted: &Hosted) -> Vec<NodeId> {
 async fn two_controllers_decide_on_one_state_and_sign_with_one_key() {
     let (etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");
-    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
-    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let [one, two] = Controller::two_on_etcd(&etcd, dir.path(), &key).await;
     assert_eq!(one.hub.pin(), two.hub.pin());
     let acme = one.create("acme").await;
     let other = two.find("acme").await;
@@ -131,8 +135,7 @@ async fn two_controllers_decide_on_one_state_and_sign_with_one_key() {
 async fn what_needs_no_change_is_said_of_what_another_controller_committed_a_moment_ago() {
     let (etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");
-    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
-    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let [one, two] = Controller::two_on_etcd(&etcd, dir.path(), &key).await;
     let acme = one.create("acme").await;
     let other = two.find("acme").await;
     join(&acme, A, NodeLifetime::Lasting).await;
@@ -151,8 +154,7 @@ async fn what_needs_no_change_is_said_of_what_another_controller_committed_a_mom
 async fn no_member_is_told_that_it_is_none_by_a_controller_that_has_not_heard_of_it() {
     let (mut etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");
-    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
-    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let [one, two] = Controller::two_on_etcd(&etcd, dir.path(), &key).await;
     let resume =
         |node: NodeId| Command::Join { secret: None, node, name: "n1".parse().unwrap(), endpoints: vec![] };
     let mut last = None;
@@ -185,8 +187,7 @@ async fn no_member_is_told_that_it_is_none_by_a_controller_that_has_not_heard_of
 async fn an_ephemeral_node_that_another_controller_has_is_not_collected() {
     let (etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");
-    let one = Controller::on_etcd(&etcd, &dir.path().join("1"), &key).await.unwrap();
-    let two = Controller::on_etcd(&etcd, &dir.path().join("2"), &key).await.unwrap();
+    let [one, two] = Controller::two_on_etcd(&etcd, dir.path(), &key).await;
     let acme = one.create("acme").await;
     let other = two.find("acme").await;
     for node in [A, B] {

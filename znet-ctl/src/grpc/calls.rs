@@ -40,14 +40,20 @@ impl Calls {
         self.hub.network(id).map_err(|error| Problem::from(&error).to_status())
     }
 
-    /// The network, if the node is a member of it: what strangers ask for does not come into a network's queue.
+    /// The network, unless it is sure that the node is no member: what strangers ask for does not come into its queue.
     fn network_of(&self, node: NodeId, id: &[u8]) -> Result<Arc<Hosted>, Status> {
         let hosted = self.network(id)?;
-        let known = hosted.read(|network, _| network.node(&node).is_some());
-        if known.map_err(|error| Problem::from(error).to_status())? {
-            return Ok(hosted);
-        }
-        Err(Problem::from(&Rejection::UnknownNode { node }).to_status())
+        admit(node, hosted.may_know(node))?;
+        Ok(hosted)
+    }
+}
+
+/// Turns a stranger away.
+fn admit(node: NodeId, known: Result<bool, CommandError>) -> Result<(), Status> {
+    match known {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Problem::from(&Rejection::UnknownNode { node }).to_status()),
+        Err(error) => Err(Problem::from(error).to_status()),
     }
 }
 
@@ -190,7 +196,9 @@ impl Controller for Calls {
     ) -> Result<Response<v1::WaitAppliedReply>, Status> {
         let (node, limit) = (node(&request)?, limit(&request));
         let asked = request.into_inner();
-        let hosted = self.network_of(node, &asked.network)?;
+        let hosted = self.network(&asked.network)?;
+        // No command asks the task here, so what this controller knows decides.
+        admit(node, hosted.read(|network, _| network.node(&node).is_some()))?;
         // A little before the caller gives up, so that it hears who lags.
         let deadline = Instant::now() + limit - (limit / 10).min(Duration::from_millis(200));
         let waited = hosted.wait_applied(Revision::new(asked.revision), deadline).await;

@@ -238,6 +238,15 @@ impl Hosted {
         })
     }
 
+    /// Whether a node may be a member. Where others commit too, only the task can say that it is none.
+    ///
+    /// # Errors
+    /// As [`Hosted::read`].
+    pub fn may_know(&self, node: NodeId) -> Result<bool, CommandError> {
+        let known = self.read(|network, _| network.node(&node).is_some())?;
+        Ok(known || self.common.store.shared().is_some())
+    }
+
     /// Whether a node is alive, when it was seen last, and what it has applied as far as it said.
     pub fn presence_of(&self, node: &NodeId) -> (bool, Option<Timestamp>, Option<Revision>) {
         self.presence.of(node, self.common.clock.now())
