@@ -56,8 +56,10 @@ fn a_token_revoked_with_its_nodes_cuts_their_links_everywhere_even_if_they_do_no
     let stubborn = [flood(&x, &a)?, flood(&x, &b)?];
     let among_themselves = flood(&x, &y)?;
     let others = flood(&a, &b)?;
-    let flowing = || stubborn[0].stdout().ok()?.contains("icmp_seq=20").then_some(());
-    probe::until("pings to flow", SOON, flowing)?;
+    for flood in stubborn.iter().chain([&among_themselves, &others]) {
+        let flowing = || flood.stdout().ok()?.contains("icmp_seq=20").then_some(());
+        probe::until("pings to flow", SOON, flowing)?;
+    }
     let refused = world.controller.try_ctl(&["token", "revoke", "acme", "bad", "--with-nodes"])?;
     assert_eq!(refused.status.code(), Some(2), "nobody confirmed it: {}", refused.stderr);
     let revoked = SystemTime::now().duration_since(UNIX_EPOCH)?;
@@ -69,7 +71,7 @@ fn a_token_revoked_with_its_nodes_cuts_their_links_everywhere_even_if_they_do_no
         let answers = answers(flood)?;
         let last = answers.last().unwrap().saturating_sub(revoked);
         println!("the last answer came {last:?} after the revocation; the other node knew after {told:?}");
-        assert!(answers.len() > 20 && last < PROPAGATION, "answers until {last:?} after the revocation");
+        assert!(answers.len() >= 20 && last < PROPAGATION, "answers until {last:?} after the revocation");
     }
     assert_eq!(gaps(&others)?, 0, "the others' link was disturbed");
     // By then it is told as well, and the token admits nobody.
