@@ -112,7 +112,7 @@ impl Cluster {
                 let file = first.data_dir().join("store.key");
                 flags.extend(["--store-key".to_owned(), file.display().to_string()]);
             }
-            let options = ControllerOptions { advertise: addresses.to_vec(), flags };
+            let options = ControllerOptions { advertise: addresses.to_vec(), flags, env: vec![] };
             Controller::start_with(&host, options)
         };
         let first = controller(1, None)?;

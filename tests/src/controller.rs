@@ -32,6 +32,8 @@ pub struct ControllerOptions {
     pub advertise: Vec<String>,
     /// More flags of `znet-ctl serve`.
     pub flags: Vec<String>,
+    /// Its environment, beyond what it inherits.
+    pub env: Vec<(String, String)>,
 }
 
 /// A controller on a host.
@@ -68,9 +70,11 @@ impl Controller {
     pub fn launch(&mut self) -> Result {
         let advertise = self.options.advertise.iter().map(|address| format!("{address}:{PORT}"));
         let advertise = advertise.collect::<Vec<_>>().join(",");
-        let process = self
-            .host
-            .command(program("znet-ctl")?)
+        let mut command = self.host.command(program("znet-ctl")?);
+        for (name, value) in &self.options.env {
+            command = command.env(name, value);
+        }
+        let process = command
             .args(["serve", "--listen", "[::]:7443", "--advertise", &advertise, "--data-dir"])
             .arg(self.data_dir())
             .args(&self.options.flags)
@@ -78,6 +82,34 @@ impl Controller {
         process.wait_for_log("ready", START).context("the controller does not serve")?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Gives the process, the next time it is started, a clock that a file sets: the returned one, with an offset such as
+    /// `+2h` in it. Its monotonic clock stays the machine's, as when somebody sets the time of day.
+    ///
+    /// # Errors
+    /// libfaketime is not installed.
+    pub fn set_clock_by_file(&mut self) -> Result<PathBuf> {
+        let file = self.host.dir().join("clock");
+        std::fs::write(&file, "+0")?;
+        let mut env = |name: &str, value: &str| self.options.env.push((name.to_owned(), value.to_owned()));
+        env("LD_PRELOAD", libfaketime()?.to_str().context("a strange path")?);
+        env("FAKETIME_TIMESTAMP_FILE", file.to_str().context("a strange path")?);
+        env("FAKETIME_NO_CACHE", "1");
+        env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        env("DONT_FAKE_MONOTONIC", "1");
+        Ok(file)
+    }
+
+    /// A counter or gauge of `/metrics`, by its name there.
+    ///
+    /// # Errors
+    /// The controller does not answer, or has none of this name.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let socket = ["-sS", "--max-time", "5", "--unix-socket", "/run/znet-ctl/ctl.sock"];
+        let text = self.host.command("curl").args(socket).arg("http://localhost/metrics").run()?.stdout;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.with_context(|| format!("no {name} in {text}"))
     }
 
     /// The host on which it runs.
@@ -168,4 +200,11 @@ impl Controller {
         let token = created.get("join_token").and_then(Value::as_str);
         token.map(str::to_owned).ok_or_else(|| anyhow!("no join token in {created}"))
     }
+}
+
+/// The library that shows a process another time of day.
+fn libfaketime() -> Result<PathBuf> {
+    let arch = std::env::consts::ARCH;
+    let path = PathBuf::from(format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketimeMT.so.1"));
+    if path.exists() { Ok(path) } else { Err(anyhow!("this needs libfaketime: apt-get install faketime")) }
 }

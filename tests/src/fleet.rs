@@ -149,7 +149,7 @@ impl Watcher {
                         .apply_snapshot(std::mem::take(&mut self.parts), &SignedHead::try_from(head)?)?;
                 }
             }
-            Event::Head(_) => {}
+            Event::Head(_) | Event::Ask(_) => {}
         }
         let revision = self.member.revision();
         let applied = Say::Applied(v1::Applied { revision: revision.get() });

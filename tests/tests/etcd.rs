@@ -213,3 +213,55 @@ fn a_controller_that_sleeps_through_etcds_compaction_misses_nothing() -> Result 
     cluster.lab.passed();
     Ok(())
 }
+
+/// When a controller, by its own clock, was last told something by each node, in seconds since 1970.
+fn last_seen(controller: &Controller) -> Result<Vec<f64>> {
+    let nodes = controller.json(&["node", "list", "acme"])?;
+    let stamp = |node: &serde_json::Value| {
+        let text = node["last_seen"].as_str().unwrap_or("1970-01-01T00:00:00Z");
+        humantime::parse_rfc3339_weak(text).unwrap()
+    };
+    let since = |node| stamp(node).duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    Ok(nodes.as_array().unwrap().iter().map(since).collect())
+}
+
+#[test]
+fn a_jump_of_a_controllers_clock_costs_no_node_its_membership_and_no_link_a_packet() -> Result {
+    let mut cluster = Cluster::new("etcd-clock")?;
+    let clock = cluster.controllers[1].set_clock_by_file()?;
+    cluster.controllers[1].kill()?;
+    cluster.controllers[1].launch()?;
+    acme(&cluster.controllers[0])?;
+    cluster.controllers[0].ctl(&["network", "set", "acme", "--ephemeral-ttl", "10s"])?;
+    let token = || cluster.controllers[1].token("acme", &["--ephemeral"]).ok();
+    let token = probe::until("the second controller to know the network", SOON, token)?;
+    let (n1, n2) = (cluster.node("n1", &token)?, cluster.node("n2", &token)?);
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    let pinging = a.command("ping").args(["-i", "0.02", &b.v6()?.to_string()]).spawn("ping")?;
+    for (round, jump) in ["+1h", "-2h"].into_iter().enumerate() {
+        std::fs::write(&clock, jump)?;
+        // Longer than an ephemeral node may stay away, in which the nodes say all the time that they are there.
+        let begun = Instant::now();
+        let told = || {
+            let all = last_seen(&cluster.controllers[1]).ok()?;
+            let now = time_of_day(jump);
+            let fresh = all.iter().all(|seen| (now - seen).abs() < 20.0);
+            (fresh && all.len() == 2 && begun.elapsed() > Duration::from_secs(13)).then_some(())
+        };
+        probe::until("both nodes to be known and seen by the clock that jumped", SOON * 2, told)?;
+        n1.attach("acme", &format!("after-{round}"))?;
+        wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
+    }
+    assert_no_loss(&pinging)?;
+    cluster.lab.passed();
+    Ok(())
+}
+
+/// The time of day with such an offset, in seconds since 1970.
+fn time_of_day(offset: &str) -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let (sign, span) = offset.split_at(1);
+    let span = if span == "0" { 0.0 } else { humantime::parse_duration(span).unwrap().as_secs_f64() };
+    if sign == "-" { now - span } else { now + span }
+}

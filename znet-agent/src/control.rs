@@ -1,5 +1,6 @@
 //! The control stream of one network: join, watch the map, apply what verifies, acknowledge.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use znet_api::convert::delta_from_wire;
 use znet_api::error::Problem;
 use znet_api::token::JoinToken;
 use znet_api::v1::{self, watch_event::Event, watch_request::Say};
+use znet_core::id::NodeId;
+use znet_core::key::PublicKey;
 use znet_core::map::{Change, Record, Refusal, SignedHead};
 use znet_core::name::Name;
 
@@ -20,12 +23,14 @@ use crate::agent::{Agent, Joined};
 use crate::attach::{blocking, is_ours, release_unless_attached};
 use crate::contact::Contact;
 use crate::error::AgentError;
-use crate::peers::Touched;
+use crate::peers::{Touched, keys_of};
 
 /// Acknowledgements that may wait to be sent.
 const OUTBOX: usize = 64;
 /// The shortest pause between two attempts to connect, whoever asks for the controller meanwhile.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
+/// Most nodes of one question.
+const MAX_ASKED: usize = 256;
 /// Most records of one snapshot.
 const MAX_SNAPSHOT: usize = 2_000_000;
 
@@ -211,7 +216,17 @@ async fn stream(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), StreamEn
     loop {
         tokio::select! {
             event = next(&mut events) => {
-                match apply(agent, joined, event?, &mut snapshot).await {
+                let event = match event? {
+                    Some(Event::Ask(asked)) => {
+                        if let Some(heard) = heard(agent, joined, &asked).await {
+                            let _ = outbox.try_send(say(Say::Heard(heard)));
+                        }
+                        continue;
+                    }
+                    Some(event) => event,
+                    None => continue,
+                };
+                match apply(agent, joined, event, &mut snapshot).await {
                     Ok(Some(revision)) => {
                         // Only with a map is there anything to attach to.
                         if let Some(client) = client.take() {
@@ -247,9 +262,31 @@ fn resume(joined: &Joined) -> v1::Resume {
     }
 }
 
-async fn next(events: &mut Streaming<v1::WatchEvent>) -> Result<Event, StreamEnd> {
-    let event = events.message().await?.ok_or(StreamEnd::Ended)?;
-    event.event.ok_or_else(|| StreamEnd::Malformed("an event of no known kind".to_owned()))
+/// The next event; nothing for one of a kind that a later version of the controller may know.
+async fn next(events: &mut Streaming<v1::WatchEvent>) -> Result<Option<Event>, StreamEnd> {
+    Ok(events.message().await?.ok_or(StreamEnd::Ended)?.event)
+}
+
+/// Those of the nodes asked for whose containers were heard lately, if there are any.
+async fn heard(agent: &Arc<Agent>, joined: &Arc<Joined>, asked: &v1::Ask) -> Option<v1::Heard> {
+    let nodes: BTreeSet<NodeId> =
+        asked.nodes.iter().take(MAX_ASKED).filter_map(|id| NodeId::try_from(id.as_slice()).ok()).collect();
+    let within = Duration::from_millis(asked.within_millis.into());
+    let (agent, joined) = (agent.clone(), joined.clone());
+    let heard = blocking(move || {
+        let owners = keys_of(joined.state().member.map(), &nodes);
+        let keys: Vec<PublicKey> = owners.keys().copied().collect();
+        let heard = agent.engine().heard(joined.membership.network, &keys, within)?;
+        Ok(heard.iter().filter_map(|key| owners.get(key).copied()).collect::<BTreeSet<NodeId>>())
+    });
+    match heard.await {
+        Ok(nodes) if nodes.is_empty() => None,
+        Ok(nodes) => Some(v1::Heard { nodes: nodes.iter().map(|node| node.as_bytes().to_vec()).collect() }),
+        Err(error) => {
+            tracing::warn!(%error, "the engine did not tell whom it has heard");
+            None
+        }
+    }
 }
 
 /// Applies an event; returns the revision to acknowledge.
@@ -293,6 +330,8 @@ async fn apply(
             tell_engine(agent, joined, touched, None).await?;
             agent.look_closely();
         }
+        // Answered where the stream is, as nothing is applied.
+        Event::Ask(_) => {}
         Event::Head(head) => {
             let head = SignedHead::try_from(&head).map_err(|error| malformed(&error))?;
             let delta = znet_core::map::Delta {

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use znet_core::id::{ContainerId, NetworkId};
 use znet_core::key::PublicKey;
@@ -272,6 +273,19 @@ impl Engine {
     /// [`AgentError::Engine`].
     pub fn replace_peers(&mut self, network: NetworkId, peers: Vec<Peer>) -> Result<(), AgentError> {
         Ok(self.client()?.replace_peers(network, peers)?)
+    }
+
+    /// From which of these peers an authenticated packet has come within this time.
+    ///
+    /// # Errors
+    /// [`AgentError::Engine`].
+    pub fn heard(
+        &mut self,
+        network: NetworkId,
+        peers: &[PublicKey],
+        within: Duration,
+    ) -> Result<Vec<PublicKey>, AgentError> {
+        Ok(self.client()?.heard(network, peers, within)?)
     }
 
     /// All figures, and whether each device is gone.

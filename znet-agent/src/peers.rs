@@ -1,6 +1,6 @@
 //! What the engine learns when a map changes: containers as peers, with their nodes' endpoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use znet_core::id::{ContainerId, NodeId};
@@ -65,6 +65,12 @@ impl Viewpoint {
         );
         changes
     }
+}
+
+/// The keys of these nodes' containers, and whose each is.
+pub fn keys_of(map: &Map, nodes: &BTreeSet<NodeId>) -> BTreeMap<PublicKey, NodeId> {
+    let theirs = map.containers().filter(|container| nodes.contains(&container.node));
+    theirs.map(|container| (container.public_key, container.node)).collect()
 }
 
 /// What a list of steps touches, read off the map before they are applied.

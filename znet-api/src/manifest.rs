@@ -76,6 +76,9 @@ pub struct ManifestNetwork {
     /// How long a released address rests, as in `10m`.
     #[serde(default)]
     pub rest: Option<String>,
+    /// How long an ephemeral node may stay away before it is removed, as in `5m`.
+    #[serde(default)]
+    pub ephemeral_ttl: Option<String>,
 }
 
 /// A join token of a manifest.

@@ -92,10 +92,14 @@ pub struct CreateNetwork {
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 3_153_600_000_i64)]
     pub rest_seconds: Option<u64>,
+    /// Seconds that an ephemeral node may stay away before it is removed; 300 when absent.
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
+    pub ephemeral_ttl_seconds: Option<u64>,
 }
 
 /// Settings of a network that may change; what is absent stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeNetwork {
     /// Ranges out of which nothing is allocated unless asked for by address.
@@ -106,6 +110,10 @@ pub struct ChangeNetwork {
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 3_153_600_000_i64)]
     pub rest_seconds: Option<u64>,
+    /// Seconds that an ephemeral node may stay away before it is removed.
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
+    pub ephemeral_ttl_seconds: Option<u64>,
 }
 
 /// A network.
@@ -128,6 +136,8 @@ pub struct Network {
     pub reserved: Vec<IpNet>,
     /// Seconds that a released address rests.
     pub rest_seconds: u64,
+    /// Seconds that an ephemeral node may stay away before it is removed.
+    pub ephemeral_ttl_seconds: u64,
     /// When it was created.
     pub created: String,
     /// The current epoch.

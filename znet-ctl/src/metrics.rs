@@ -83,6 +83,8 @@ pub struct Metrics {
     pub snapshots_made: Counter,
     /// Network tasks that panicked and were started again.
     pub restarts: Counter,
+    /// Absent ephemeral nodes that stay as members have heard them.
+    pub absent_heard: Counter,
     /// Open streams of agents.
     pub streams: Gauge,
     /// Open connections.
@@ -124,6 +126,11 @@ impl Metrics {
         r.register("snapshots_sent", "Snapshots sent to agents", metrics.snapshots.clone());
         r.register("snapshots_made", "Snapshots encoded", metrics.snapshots_made.clone());
         r.register("task_restarts", "Network tasks that panicked", metrics.restarts.clone());
+        r.register(
+            "absent_heard",
+            "Answers of members who hear an absent node",
+            metrics.absent_heard.clone(),
+        );
         r.register("streams", "Open streams of agents", metrics.streams.clone());
         r.register("connections", "Open connections", metrics.connections.clone());
         r.register("handshakes_failed", "TLS handshakes that failed", metrics.handshakes_failed.clone());

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use server::Etcd;
-use znet_core::controller::{Command, NewNetwork, NodeLifetime, Rejection, Reply};
+use znet_core::controller::{Command, NewNetwork, NodeLifetime, Rejection, Reply, Settings};
 use znet_core::id::{NetworkId, NodeId};
 use znet_core::map::Head;
 use znet_core::time::Timestamp;
@@ -28,6 +28,7 @@ const SOON: Duration = Duration::from_secs(20);
 const WHO: Actor = Actor::Local { uid: 0 };
 const A: NodeId = NodeId::from_bytes([1; 32]);
 const B: NodeId = NodeId::from_bytes([2; 32]);
+const C: NodeId = NodeId::from_bytes([3; 32]);
 
 /// A controller without its sockets, whose clock can be set.
 struct Controller {
@@ -56,7 +57,7 @@ impl Controller {
     }
 
     async fn create(&self, name: &str) -> Arc<Hosted> {
-        let new = NewNetwork { name: name.parse().unwrap(), prefixes: vec![], reserved: vec![], rest: None };
+        let new = NewNetwork { name: name.parse().unwrap(), prefixes: vec![], settings: Settings::default() };
         self.hub.create(&new, WHO).await.unwrap()
     }
 
@@ -94,7 +95,7 @@ fn head(hosted: &Hosted) -> Option<Head> {
 }
 
 fn members(hosted: &Hosted) -> Vec<NodeId> {
-    hosted.read(|network, _| network.nodes().map(|node| node.id).collect()).unwrap()
+    hosted.read(|network, _| network.nodes().map(|node| node.id).collect()).unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,8 +204,11 @@ async fn an_ephemeral_node_that_another_controller_has_is_not_collected() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     two.now.fetch_add(400_000, Ordering::Relaxed);
-    until("the node that nobody has to be collected", || (members(&other) == [A]).then_some(())).await;
-    until("the first to hear of it", || (members(&acme) == [A]).then_some(())).await;
+    // Somebody whom it could ask for them is connected to it.
+    join(&other, C, NodeLifetime::Lasting).await;
+    other.seen(C);
+    until("the node that nobody has to be collected", || (members(&other) == [A, C]).then_some(())).await;
+    until("the first to hear of it", || (members(&acme) == [A, C]).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use server::{Etcd, Pki};
-use znet_core::controller::{Command, Network, NewNetwork, Resting, Row, StateChange};
+use znet_core::controller::{Command, Network, NewNetwork, Resting, Row, Settings, StateChange};
 use znet_core::id::{NetworkId, NodeId, Revision, TokenId};
 use znet_core::time::Timestamp;
 use znet_ctl::actor::{Actor, Role, Scope};
@@ -25,7 +25,7 @@ fn note(action: &'static str) -> AuditNote {
 
 /// A network whose commits are real decisions, so that what is loaded can be checked against its digest.
 async fn create(store: &EtcdStore) -> Network {
-    let new = NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], reserved: vec![], rest: None };
+    let new = NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], settings: Settings::default() };
     let changes = Network::create(NETWORK, &new, Timestamp::from_millis(1), &mut rand::rng()).unwrap();
     let rows = changes.iter().filter_map(|change| match change {
         StateChange::Put(row) => Some(row.clone()),

@@ -57,7 +57,7 @@ async fn the_client_library_can_use_every_route() {
     assert_eq!(client.network(&network.id).await.unwrap(), network);
     assert_eq!(client.networks().await.unwrap(), std::slice::from_ref(&network));
     let reserved = vec!["10.77.0.128/25".parse().unwrap()];
-    let change = ChangeNetwork { reserved: Some(reserved.clone()), rest_seconds: None };
+    let change = ChangeNetwork { reserved: Some(reserved.clone()), ..<_>::default() };
     let changed = client.change_network("acme", &change).await.unwrap();
     assert_eq!((changed.reserved, changed.rest_seconds), (reserved, 60), "what is absent stays");
     let status = client.status("acme").await.unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::Tmpfs;
 use rusqlite::Connection;
-use znet_core::controller::{Network, NewNetwork, Row, StateChange};
+use znet_core::controller::{Network, NewNetwork, Row, Settings, StateChange};
 use znet_core::id::{NetworkId, Revision};
 use znet_core::time::Timestamp;
 use znet_ctl::actor::Actor;
@@ -31,7 +31,7 @@ struct Writer {
 impl Writer {
     async fn create(store: &dyn Store) -> Self {
         let new =
-            NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], reserved: vec![], rest: None };
+            NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], settings: Settings::default() };
         let now = Timestamp::from_millis(1);
         let changes = Network::create(NETWORK, &new, now, &mut rand::rng()).unwrap();
         let rows = changes.iter().map(|change| match change {
@@ -250,12 +250,8 @@ async fn commits_of_many_networks_share_a_flush() {
         let store = store.clone();
         tasks.spawn(async move {
             let network = NetworkId::from_bytes([n; 16]);
-            let new = NewNetwork {
-                name: format!("net{n}").parse().unwrap(),
-                prefixes: vec![],
-                reserved: vec![],
-                rest: None,
-            };
+            let name = format!("net{n}").parse().unwrap();
+            let new = NewNetwork { name, prefixes: vec![], settings: Settings::default() };
             let changes =
                 Network::create(network, &new, Timestamp::from_millis(1), &mut rand::rng()).unwrap();
             let rows = changes.iter().filter_map(|change| match change {

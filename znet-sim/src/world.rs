@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use znet_core::controller::liveness::Liveness;
 use znet_core::controller::{
-    Command, Network, NewNetwork, NodeLifetime, Reply, Row, StateChange, TokenSecret,
+    Command, Network, NewNetwork, NodeLifetime, Reply, Row, Settings, StateChange, TokenSecret,
 };
 use znet_core::feed::Logged;
 use znet_core::id::{NetworkId, NodeId};
@@ -349,14 +349,16 @@ fn first_commits(scenario: &Scenario, id: NetworkId, rng: &mut ChaCha8Rng) -> (F
     let new = NewNetwork {
         name: name("sim"),
         prefixes: vec![IpNet::V4(prefix4)],
-        reserved: Vec::new(),
-        rest: Some(scenario.rest),
+        settings: Settings {
+            rest: Some(scenario.rest),
+            ephemeral_ttl: Some(scenario.ephemeral_ttl),
+            ..Settings::default()
+        },
     };
     let mut changes = Network::create(id, &new, BEGIN, rng).unwrap_or_default();
     let mut rows = Vec::new();
     for change in &mut changes {
         if let StateChange::Put(Row::Network(conf)) = change {
-            conf.ephemeral_ttl_millis = u64::try_from(scenario.ephemeral_ttl.as_millis()).unwrap_or(u64::MAX);
             rows.push(Row::Network(conf.clone()));
         }
     }

@@ -153,6 +153,7 @@ impl Kept {
                 let revision = head.head.revision;
                 (Delta { from: revision, to: revision, changes: vec![] }, head)
             }
+            Event::Ask(_) => return Ok(()),
             Event::Snapshot(_) => bail!("a whole map was sent to an agent that has a recent one"),
         };
         ensure!(head.verifies(&crowd.token.verifying_key), "the head is not signed by the network's key");

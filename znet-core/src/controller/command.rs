@@ -19,10 +19,19 @@ pub struct NewNetwork {
     pub name: Name,
     /// Prefixes asked for: at most one IPv6 (a ULA /48 is drawn when there is none) and at most one IPv4.
     pub prefixes: Vec<IpNet>,
-    /// Ranges inside the prefixes out of which nothing is allocated unless asked for by address.
-    pub reserved: Vec<IpNet>,
-    /// How long a released address rests before it is given again; `None` for the default.
+    /// What may change later.
+    pub settings: Settings,
+}
+
+/// The settings of a network that may change while it lives. What is `None` stays as it is, or as the default is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Ranges inside the prefixes out of which nothing is allocated unless asked for by address; none by default.
+    pub reserved: Option<Vec<IpNet>>,
+    /// How long a released address rests before it is given again.
     pub rest: Option<Duration>,
+    /// How long an ephemeral node may stay away before it is collected.
+    pub ephemeral_ttl: Option<Duration>,
 }
 
 /// One thing to decide.
@@ -111,13 +120,8 @@ pub enum Command {
         /// The container's name.
         name: Name,
     },
-    /// Replaces the settings of the network that may change while it lives; what is `None` stays.
-    Configure {
-        /// Ranges out of which nothing is allocated unless asked for by address.
-        reserved: Option<Vec<IpNet>>,
-        /// How long a released address rests.
-        rest: Option<Duration>,
-    },
+    /// Changes settings of the network.
+    Configure(Settings),
     /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
     /// in the list are left alone.
     Collect {

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use rand_core::CryptoRng;
 
-use super::command::{Command, Reply};
-use super::network::{MAX_CONTAINERS, MAX_RESERVATIONS, MAX_RESERVED_RANGES, Network, millis};
+use super::command::{Command, Reply, Settings};
+use super::network::{MAX_CONTAINERS, MAX_RESERVATIONS, MAX_RESERVED_RANGES, Network};
 use super::rejection::Rejection;
 use super::rows::{Container, NetworkConf, Reservation, Resting, Row, RowKey, StateChange};
 use crate::addr::ExplicitError;
@@ -71,7 +70,7 @@ impl Network {
             },
             Command::Reserve { name, addresses } => self.reserve(name, addresses, now),
             Command::Unreserve { name } => Ok(self.unreserve(name, now)),
-            Command::Configure { reserved, rest } => self.configure(reserved.as_deref(), *rest),
+            Command::Configure(settings) => self.configure(settings),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
                 let after = self.conf().epoch.get().saturating_add(1);
@@ -248,14 +247,9 @@ impl Network {
         Decision { changes, reply: Reply::Done }
     }
 
-    fn configure(&self, reserved: Option<&[IpNet]>, rest: Option<Duration>) -> Result<Decision, Rejection> {
+    fn configure(&self, settings: &Settings) -> Result<Decision, Rejection> {
         let mut conf = self.conf().clone();
-        if let Some(reserved) = reserved {
-            conf.reserved = reserved.iter().map(IpNet::trunc).collect();
-        }
-        if let Some(rest) = rest {
-            conf.rest_millis = millis(rest);
-        }
+        conf.set(settings);
         check_reserved(&conf)?;
         let same = conf == *self.conf();
         let changes = if same { Vec::new() } else { vec![StateChange::Put(Row::Network(conf))] };

@@ -13,7 +13,7 @@ mod network;
 mod rejection;
 mod rows;
 
-pub use command::{Command, NewNetwork, Reply};
+pub use command::{Command, NewNetwork, Reply, Settings};
 pub use decide::Decision;
 pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKENS, Network};
 pub use rejection::Rejection;

@@ -71,18 +71,19 @@ impl Network {
         rng: &mut R,
     ) -> Result<Vec<StateChange>, Rejection> {
         let (prefix6, prefix4) = check_prefixes(&new.prefixes)?;
-        let conf = NetworkConf {
+        let mut conf = NetworkConf {
             id,
             name: new.name.clone(),
             prefix6: prefix6.unwrap_or_else(|| draw_ula_prefix(rng)),
             prefix4,
-            reserved: new.reserved.iter().map(ipnet::IpNet::trunc).collect(),
-            rest_millis: millis(new.rest.unwrap_or(DEFAULT_REST)),
+            reserved: Vec::new(),
+            rest_millis: millis(DEFAULT_REST),
             ephemeral_ttl_millis: millis(DEFAULT_EPHEMERAL_TTL),
             epoch: Epoch::default(),
             created: now,
             next_container: ContainerId::new(1),
         };
+        conf.set(&new.settings);
         super::decide::check_reserved(&conf)?;
         Ok(vec![StateChange::Put(Row::Network(conf))])
     }

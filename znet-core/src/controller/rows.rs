@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
+use super::command::Settings;
+use super::network::millis;
 use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
 use crate::map::{self, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
 use crate::name::Name;
@@ -55,6 +57,19 @@ impl NetworkConf {
     /// How long an ephemeral node may stay away.
     pub fn ephemeral_ttl(&self) -> Duration {
         Duration::from_millis(self.ephemeral_ttl_millis)
+    }
+
+    /// Takes over the settings that are given.
+    pub(super) fn set(&mut self, settings: &Settings) {
+        if let Some(reserved) = &settings.reserved {
+            self.reserved = reserved.iter().map(IpNet::trunc).collect();
+        }
+        if let Some(rest) = settings.rest {
+            self.rest_millis = millis(rest);
+        }
+        if let Some(ttl) = settings.ephemeral_ttl {
+            self.ephemeral_ttl_millis = millis(ttl);
+        }
     }
 
     /// What members see of it.

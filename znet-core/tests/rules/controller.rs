@@ -10,7 +10,7 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
 use znet_core::controller::{
     Command, Container, Decision, MAX_TOKENS, Network, NewNetwork, NodeLifetime, Rejection, Reply, Row,
-    RowKey, StateChange, Token, TokenSecret,
+    RowKey, Settings, StateChange, Token, TokenSecret,
 };
 use znet_core::id::{NodeId, Revision, TokenId};
 use znet_core::key::{PrivateKey, PublicKey};
@@ -49,8 +49,7 @@ fn new_network(rng: &mut ChaCha20Rng) -> Vec<StateChange> {
     let new = NewNetwork {
         name: name("acme"),
         prefixes: vec![PREFIX6.parse().unwrap(), PREFIX4.parse().unwrap()],
-        reserved: Vec::new(),
-        rest: None,
+        settings: Settings::default(),
     };
     Network::create(NETWORK, &new, at(0), rng).unwrap()
 }
@@ -292,7 +291,8 @@ impl World {
             Act::Configure { reserved, rest_secs } => {
                 let expected = self.model.configure(reserved.as_deref(), rest_secs.map(|secs| secs * 1000));
                 let rest = rest_secs.map(Duration::from_secs);
-                same(self.decide(&Command::Configure { reserved, rest }), expected);
+                let settings = Settings { reserved, rest, ephemeral_ttl: None };
+                same(self.decide(&Command::Configure(settings)), expected);
             }
             Act::Collect(nodes) => {
                 let absent: Vec<NodeId> = nodes.into_iter().map(node).collect();

@@ -111,9 +111,10 @@ impl Step {
                 let reserved =
                     change.reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));
                 let rest = change.rest_seconds.map(|seconds| format!("rest {seconds} s"));
+                let ttl = change.ephemeral_ttl_seconds.map(|seconds| format!("ephemeral-ttl {seconds} s"));
                 (
                     "~",
-                    [Some("network:".to_owned()), reserved, rest]
+                    [Some("network:".to_owned()), reserved, rest, ttl]
                         .into_iter()
                         .flatten()
                         .collect::<Vec<_>>()
@@ -164,12 +165,14 @@ fn plan(manifest: &Manifest, present: &Present) -> Result<Vec<Step>> {
     let wanted = &manifest.network;
     let mut steps = Vec::new();
     let rest_seconds = seconds(&wanted.rest)?;
+    let ephemeral_ttl_seconds = seconds(&wanted.ephemeral_ttl)?;
     match &present.network {
         None => steps.push(Step::CreateNetwork(CreateNetwork {
             name: wanted.name.clone(),
             prefixes: wanted.prefixes.clone(),
             reserved: wanted.reserved.clone(),
             rest_seconds,
+            ephemeral_ttl_seconds,
         })),
         Some(network) => {
             same_prefixes(&wanted.prefixes, network)?;
@@ -181,8 +184,11 @@ fn plan(manifest: &Manifest, present: &Present) -> Result<Vec<Step>> {
             let reserved =
                 (sorted(&wanted.reserved) != sorted(&network.reserved)).then(|| wanted.reserved.clone());
             let rest_seconds = rest_seconds.filter(|seconds| *seconds != network.rest_seconds);
-            if reserved.is_some() || rest_seconds.is_some() {
-                steps.push(Step::ChangeNetwork(ChangeNetwork { reserved, rest_seconds }));
+            let present = network.ephemeral_ttl_seconds;
+            let ephemeral_ttl_seconds = ephemeral_ttl_seconds.filter(|seconds| *seconds != present);
+            let change = ChangeNetwork { reserved, rest_seconds, ephemeral_ttl_seconds };
+            if change != ChangeNetwork::default() {
+                steps.push(Step::ChangeNetwork(change));
             }
         }
     }
@@ -253,6 +259,7 @@ mod tests {
             prefix4: Some("10.77.0.0/16".parse().unwrap()),
             reserved: vec![],
             rest_seconds: 60,
+            ephemeral_ttl_seconds: 300,
             created: String::new(),
             epoch: 0,
             revision: 3,

@@ -231,6 +231,9 @@ pub enum NetworkCommand {
         /// How long a released address rests before it is given again [default: 10m]
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         rest: Option<Duration>,
+        /// How long an ephemeral node may stay away before it is removed [default: 5m]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        ephemeral_ttl: Option<Duration>,
         /// The join token that is made along with it
         #[command(flatten)]
         token: TokenArgs,
@@ -254,11 +257,14 @@ pub enum NetworkCommand {
         /// The network, by name or identifier
         network: String,
         /// Replace the reserved ranges by these; an empty text for none
-        #[arg(long, value_name = "PREFIX", required_unless_present = "rest")]
+        #[arg(long, value_name = "PREFIX", required_unless_present_any = ["rest", "ephemeral_ttl"])]
         reserve: Option<Vec<String>>,
         /// How long a released address rests
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         rest: Option<Duration>,
+        /// How long an ephemeral node may stay away before it is removed
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        ephemeral_ttl: Option<Duration>,
     },
     /// Delete a network with its nodes and containers
     #[command(after_help = "Examples:\n  znet-ctl network delete acme --yes")]

@@ -28,9 +28,14 @@ struct Created {
 impl Asker {
     pub(super) async fn network(&self, command: NetworkCommand) -> Result {
         match command {
-            NetworkCommand::Create { name, prefix, reserve, rest, token, no_token } => {
-                let rest_seconds = rest.map(|rest| rest.as_secs());
-                let new = CreateNetwork { name, prefixes: prefix, reserved: reserve, rest_seconds };
+            NetworkCommand::Create { name, prefix, reserve, rest, ephemeral_ttl, token, no_token } => {
+                let new = CreateNetwork {
+                    name,
+                    prefixes: prefix,
+                    reserved: reserve,
+                    rest_seconds: rest.map(|rest| rest.as_secs()),
+                    ephemeral_ttl_seconds: ephemeral_ttl.map(|ttl| ttl.as_secs()),
+                };
                 self.create_network(&new, (!no_token).then_some(token)).await
             }
             NetworkCommand::List => {
@@ -41,10 +46,11 @@ impl Asker {
             NetworkCommand::Show { network } => {
                 self.print_network(&self.client.network(&network).await.map_err(failed)?)
             }
-            NetworkCommand::Set { network, reserve, rest } => {
+            NetworkCommand::Set { network, reserve, rest, ephemeral_ttl } => {
                 let change = ChangeNetwork {
                     reserved: reserve.map(ranges).transpose()?,
                     rest_seconds: rest.map(|rest| rest.as_secs()),
+                    ephemeral_ttl_seconds: ephemeral_ttl.map(|ttl| ttl.as_secs()),
                 };
                 self.print_network(&self.client.change_network(&network, &change).await.map_err(failed)?)
             }
@@ -96,6 +102,7 @@ impl Asker {
             let reserved = if reserved.is_empty() { "none".to_owned() } else { reserved.join(" ") };
             output::line(&format!("reserved ranges: {reserved}"));
             output::line(&format!("released addresses rest {} s", network.rest_seconds));
+            output::line(&format!("ephemeral nodes may stay away {} s", network.ephemeral_ttl_seconds));
             output::line(&format!("created {}, epoch {}", network.created, network.epoch));
             print_ahead(network);
         }

@@ -22,7 +22,7 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
         Command::RemoveContainer { .. } => "container.remove",
         Command::Reserve { .. } => "reservation.put",
         Command::Unreserve { .. } => "reservation.remove",
-        Command::Configure { .. } => "network.change",
+        Command::Configure(_) => "network.change",
         Command::Collect { .. } => "node.collect",
         Command::NewEpoch => "network.epoch",
     }
@@ -72,10 +72,13 @@ pub(super) fn note(
             format!("reservation {name}: {}", list(&reservation.addresses))
         }
         (Command::Unreserve { name }, _) => format!("reservation {name}"),
-        (Command::Configure { reserved, rest }, _) => {
-            let reserved = reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));
-            let rest = rest.map(|rest| format!("rest {} s", rest.as_secs()));
-            [reserved, rest].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        (Command::Configure(settings), _) => {
+            let reserved =
+                settings.reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));
+            let rest = settings.rest.map(|rest| format!("rest {} s", rest.as_secs()));
+            let ttl = settings.ephemeral_ttl;
+            let ttl = ttl.map(|ttl| format!("ephemeral nodes may stay away {} s", ttl.as_secs()));
+            [reserved, rest, ttl].into_iter().flatten().collect::<Vec<_>>().join(", ")
         }
         (Command::Collect { absent }, Reply::Removed { containers, nodes }) => {
             let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();

@@ -16,6 +16,7 @@ mod others;
 mod presence;
 mod streams;
 mod supervisor;
+mod suspects;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ use crate::store::{Store, StoreError};
 use feed::Feed;
 use presence::Presence;
 use streams::Streams;
+use suspects::Questions;
 
 pub use error::CommandError;
 pub use presence::{HEARTBEAT, LIVE_TERM};
@@ -114,6 +116,7 @@ pub struct Hosted {
     feed: Feed,
     presence: Presence,
     streams: Streams,
+    questions: Questions,
     /// Held by whoever makes a snapshot or reads the log, so that many streams share one result.
     history: tokio::sync::Mutex<()>,
     wake: Notify,
@@ -148,6 +151,7 @@ impl Hosted {
             feed: Feed::new(),
             presence: Presence::new(),
             streams: Streams::default(),
+            questions: Questions::new(),
             history: tokio::sync::Mutex::new(()),
             wake: Notify::new(),
             stop: CancellationToken::new(),
@@ -249,7 +253,9 @@ impl Hosted {
 
     /// Whether a node is alive, when it was seen last, and what it has applied as far as it said.
     pub fn presence_of(&self, node: &NodeId) -> (bool, Option<Timestamp>, Option<Revision>) {
-        self.presence.of(node, self.common.clock.now())
+        let clock = &self.common.clock;
+        let (live, seen, applied) = self.presence.of(node, clock.steady());
+        (live, seen.map(|seen| clock.was(seen)), applied)
     }
 
     /// A member resumes from where this controller has not been yet, which it can know of the controller alone.
@@ -271,7 +277,7 @@ impl Hosted {
 
     /// A member gave a sign of life.
     pub fn seen(&self, node: NodeId) {
-        self.presence.seen(node, self.common.clock.now());
+        self.presence.seen(node, self.common.clock.steady());
         self.wake.notify_one();
     }
 

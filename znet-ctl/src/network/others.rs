@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use znet_core::controller::{Network, NodeLifetime};
 use znet_core::id::{NodeId, Revision};
 
+use super::suspects::LOOK_EVERY;
 use super::{Hosted, Resume};
 use crate::store::PRESENT_FOR;
 
@@ -27,13 +28,14 @@ pub(super) struct Others {
     /// Their commits, and its own; nothing where there are no others.
     newest: Option<watch::Receiver<Revision>>,
     reported: Option<Instant>,
+    looked: Option<Instant>,
 }
 
 impl Others {
     pub(super) fn of(hosted: &Hosted) -> Self {
         let store = &hosted.common.store;
         let newest = store.shared().map(|_| store.revisions(hosted.id));
-        Self { newest, reported: None }
+        Self { newest, reported: None, looked: None }
     }
 
     /// Waits until something was committed, or the network is gone.
@@ -50,16 +52,43 @@ impl Others {
         self.newest.as_ref().is_none_or(|newest| *newest.borrow() > revision)
     }
 
-    /// Tells the others which ephemeral nodes are connected here.
-    pub(super) async fn report(&mut self, hosted: &Hosted, network: &Network) {
+    /// Has the others ask their members about these nodes.
+    pub(super) async fn ask(&self, hosted: &Hosted, nodes: &[NodeId]) {
+        let Some(shared) = hosted.common.store.shared().filter(|_| !nodes.is_empty()) else { return };
+        if let Err(error) = shared.report_suspects(hosted.id, nodes).await {
+            tracing::debug!(network = %hosted.name, %error, "the others could not be asked about absent nodes");
+        }
+    }
+
+    /// Asks the members here about the nodes of which other controllers want to know.
+    pub(super) async fn pass_on_questions(&mut self, hosted: &Hosted) {
         let Some(shared) = hosted.common.store.shared() else { return };
-        if self.reported.is_some_and(|reported| reported.elapsed() < REPORT_EVERY) {
+        if hosted.presence.live() == 0 || self.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
             return;
         }
-        let now = hosted.common.clock.now();
+        self.looked = Some(Instant::now());
+        match shared.suspects_elsewhere(hosted.id).await {
+            Ok(nodes) if nodes.is_empty() => {}
+            Ok(nodes) => hosted.ask(&nodes),
+            Err(error) => {
+                tracing::debug!(network = %hosted.name, %error, "the others' questions are not known");
+            }
+        }
+    }
+
+    /// Tells the others which ephemeral nodes are connected here, or heard by who is.
+    pub(super) async fn report(&mut self, hosted: &Hosted, network: &Network) {
+        let Some(shared) = hosted.common.store.shared() else { return };
+        let lately = self.reported.is_some_and(|reported| reported.elapsed() < REPORT_EVERY);
+        if !hosted.presence.take_vouched_anew() && lately {
+            return;
+        }
+        let now = hosted.common.clock.steady();
         let ephemeral = network.nodes().filter(|node| node.lifetime == NodeLifetime::Ephemeral);
-        let live: Vec<NodeId> =
-            ephemeral.map(|node| node.id).filter(|node| hosted.presence.of(node, now).0).collect();
+        let presence = &hosted.presence;
+        let is_present =
+            |node: &NodeId| presence.of(node, now).0 || presence.is_vouched(node, PRESENT_FOR, now);
+        let live: Vec<NodeId> = ephemeral.map(|node| node.id).filter(is_present).collect();
         if live.is_empty() {
             return;
         }
@@ -73,7 +102,7 @@ impl Others {
 impl Hosted {
     /// Ephemeral nodes that no controller has seen for the network's time to live. None while the others cannot be asked.
     pub async fn overdue(&self) -> Vec<NodeId> {
-        let now = self.common.clock.now();
+        let now = self.common.clock.steady();
         let absent = || {
             let ttl = self.read(|network, _| network.conf().ephemeral_ttl());
             ttl.map(|ttl| self.presence.overdue(ttl, now)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Who is alive, and who has applied what. Nothing of this is stored.
+//! Who is alive, and who has applied what. Nothing of this is stored. All times are those of the steady clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +35,10 @@ struct Inner {
     by_applied: BTreeSet<(Revision, NodeId)>,
     /// Ephemeral nodes alone, with a full term from the start on.
     ephemeral: Liveness,
+    /// Nodes that members have heard of, of those that were asked for.
+    vouched: Liveness,
+    /// Whether there is one among them since this was asked last.
+    vouched_anew: bool,
     /// What members said to have applied and this controller did not know when they said so.
     ahead: BTreeMap<NodeId, (Epoch, Revision)>,
 }
@@ -71,6 +75,29 @@ impl Presence {
         self.publish_floor(&inner);
     }
 
+    /// A member has heard the containers of an ephemeral node. That is no sign of its agent, but it is not collected.
+    /// Returns whether it is one.
+    pub(super) fn vouch(&self, node: NodeId, now: Timestamp) -> bool {
+        let mut inner = self.lock();
+        let known = inner.ephemeral.last_seen(&node).is_some();
+        if known {
+            inner.ephemeral.seen(node, now);
+            inner.vouched.seen(node, now);
+            inner.vouched_anew = true;
+        }
+        known
+    }
+
+    /// Whether a member has heard a node within `term`.
+    pub(super) fn is_vouched(&self, node: &NodeId, term: Duration, now: Timestamp) -> bool {
+        self.lock().vouched.is_live(node, term, now)
+    }
+
+    /// Whether a member has heard a node since this was called last.
+    pub(super) fn take_vouched_anew(&self) -> bool {
+        std::mem::take(&mut self.lock().vouched_anew)
+    }
+
     /// Forgets a node that is no member any more.
     pub(super) fn forget(&self, node: &NodeId) {
         let mut inner = self.lock();
@@ -78,6 +105,7 @@ impl Presence {
         inner.last_seen.remove(node);
         inner.applied.remove(node);
         inner.ephemeral.forget(node);
+        inner.vouched.forget(node);
         inner.ahead.remove(node);
         self.publish_floor(&inner);
     }
@@ -234,6 +262,11 @@ mod tests {
         presence.seen(A, at(29));
         assert_eq!(presence.overdue(ttl, at(58)), vec![]);
         assert_eq!(presence.overdue(ttl, at(59)), vec![A]);
+        assert!(presence.vouch(A, at(59)) && !presence.vouch(B, at(59)));
+        assert!(presence.is_vouched(&A, ttl, at(60)) && !presence.is_vouched(&B, ttl, at(60)));
+        assert!(presence.take_vouched_anew() && !presence.take_vouched_anew());
+        assert_eq!((presence.overdue(ttl, at(88)), presence.overdue(ttl, at(89))), (vec![], vec![A]));
+        assert_eq!(presence.of(&A, at(60)).1, Some(at(29)), "its agent was not seen");
         presence.forget(&A);
         assert_eq!(presence.overdue(ttl, at(100)), vec![]);
     }

@@ -10,6 +10,7 @@ use znet_core::id::NodeId;
 use znet_core::map::Delta;
 
 use super::others::Others;
+use super::suspects::{Step, Suspects};
 use super::{CommandError, Committed, Condition, Done, Hosted, Job, MAX_BATCH, audit};
 use crate::actor::Actor;
 use crate::store::{Commit, StoreError};
@@ -47,6 +48,7 @@ pub(super) struct Task {
     pub(super) working: Network,
     /// The store's error since it failed.
     failed: Option<StoreError>,
+    suspects: Suspects,
 }
 
 /// Runs until the network is stopped, and then finishes what waits.
@@ -86,7 +88,12 @@ impl Task {
                 Ok(working) => {
                     install(hosted, &working);
                     hosted.set_condition(Condition::Serving);
-                    return Some(Self { hosted: hosted.clone(), working, failed: None });
+                    return Some(Self {
+                        hosted: hosted.clone(),
+                        working,
+                        failed: None,
+                        suspects: Suspects::default(),
+                    });
                 }
                 Err(StoreError::UnknownNetwork { .. }) => {
                     hosted.deleted();
@@ -128,10 +135,13 @@ impl Task {
             self.resume().await;
         }
         let hosted = self.hosted.clone();
-        let now = hosted.common.clock.now();
+        let now = hosted.common.clock.steady();
         hosted.presence.expire(now);
         others.report(&hosted, &self.working).await;
+        others.pass_on_questions(&hosted).await;
         let absent = hosted.overdue().await;
+        let Step { ask, collect: absent } = self.suspects.step_for(&hosted, &absent);
+        others.ask(&hosted, &ask).await;
         if !absent.is_empty() && self.failed.is_none() {
             let (answer, _) = oneshot::channel();
             self.batch(vec![Request {
@@ -252,7 +262,7 @@ impl Task {
             committed.head = head;
             before
         };
-        let now = hosted.common.clock.now();
+        let now = hosted.common.clock.steady();
         let mut gone = Vec::new();
         for change in changes.iter().flatten() {
             match change {
@@ -400,7 +410,7 @@ async fn load(hosted: &Hosted) -> Result<Network, StoreError> {
 /// Makes a loaded state the one that readers and agents see.
 fn install(hosted: &Hosted, network: &Network) {
     let head = network.head().sign(&hosted.key);
-    let now = hosted.common.clock.now();
+    let now = hosted.common.clock.steady();
     let old: Vec<NodeId> = {
         let mut committed = hosted.committed.write().unwrap_or_else(PoisonError::into_inner);
         hosted.committed.clear_poison();

@@ -12,7 +12,7 @@ use znet_api::error::CODE_KEY;
 use znet_api::v1;
 use znet_api::v1::watch_event::Event;
 use znet_api::v1::watch_request::Say;
-use znet_core::controller::{NewNetwork, NodeLifetime};
+use znet_core::controller::{NewNetwork, NodeLifetime, Settings};
 use znet_core::map::{Member, Record};
 
 use super::*;
@@ -32,18 +32,22 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("zt-hub-").tempdir().unwrap();
-        let store = Arc::new(MemoryStore::new());
         let now = Arc::new(AtomicU64::new(1_000_000));
         let told = now.clone();
         let clock = Clock::new(move || Timestamp::from_millis(told.load(Ordering::Relaxed)));
+        Self { now, ..Self::with_clock(clock).await }
+    }
+
+    async fn with_clock(clock: Clock) -> Self {
+        let dir = tempfile::Builder::new().prefix("zt-hub-").tempdir().unwrap();
+        let store = Arc::new(MemoryStore::new());
         let data = DataDir::open(dir.path()).unwrap();
         let hub = Hub::start(data, store.clone(), clock, vec!["192.0.2.1:7443".to_owned()]).await.unwrap();
-        Self { hub, store, now, _dir: dir }
+        Self { hub, store, now: Arc::default(), _dir: dir }
     }
 
     async fn network(&self, name: &str) -> Arc<Hosted> {
-        let new = NewNetwork { name: name.parse().unwrap(), prefixes: vec![], reserved: vec![], rest: None };
+        let new = NewNetwork { name: name.parse().unwrap(), prefixes: vec![], settings: Settings::default() };
         self.hub.create(&new, WHO).await.unwrap()
     }
 }
@@ -75,6 +79,7 @@ enum Got {
     Part(usize),
     Snapshot(usize),
     Head,
+    Ask(Vec<Vec<u8>>),
     End(String),
 }
 
@@ -121,6 +126,7 @@ impl Agent {
                 Got::Snapshot(whole)
             }
             Event::Head(_) => Got::Head,
+            Event::Ask(ask) => Got::Ask(ask.nodes),
         }
     }
 
@@ -129,6 +135,11 @@ impl Agent {
             let got = self.next().await;
             assert!(!matches!(got, Got::End(_)), "{got:?}");
         }
+    }
+
+    async fn beats(&self) {
+        let say = Some(Say::Heartbeat(v1::Heartbeat {}));
+        self.say.send(Ok(v1::WatchRequest { say })).await.unwrap();
     }
 
     async fn applied(&self) {
@@ -349,6 +360,9 @@ async fn ephemeral_nodes_that_stay_away_are_collected_and_lasting_ones_are_not()
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(nodes().len(), 2);
     world.now.fetch_add(1, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(nodes().len(), 2, "no member is there that could say whether it hears the node");
+    red.seen(B);
     let collected = async {
         while nodes() != [B] {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -358,5 +372,65 @@ async fn ephemeral_nodes_that_stay_away_are_collected_and_lasting_ones_are_not()
     assert_eq!(red.read(|network, _| network.containers().len()).unwrap(), 0);
     let trail = world.hub.audit(Some(red.id()), 0, 100).await.unwrap();
     assert!(trail.iter().any(|record| record.action == "node.collect"));
+    world.hub.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ephemeral_node_that_members_hear_is_not_collected() {
+    let world = World::new().await;
+    let red = world.network("red").await;
+    join(&red, A, NodeLifetime::Ephemeral).await;
+    join(&red, B, NodeLifetime::Lasting).await;
+    let ttl = red.read(|network, _| network.conf().ephemeral_ttl()).unwrap();
+    let mut agent = Agent::new(&red, B);
+    assert_eq!(agent.next().await, Got::Snapshot(3));
+    let asked = Got::Ask(vec![A.as_bytes().to_vec()]);
+    for _ in 0..3 {
+        world.now.fetch_add(u64::try_from(ttl.as_millis()).unwrap(), Ordering::Relaxed);
+        agent.beats().await;
+        assert_eq!(agent.next().await, asked);
+        let heard = v1::Heard { nodes: vec![A.as_bytes().to_vec(), vec![1, 2, 3]] };
+        agent.say.send(Ok(v1::WatchRequest { say: Some(Say::Heard(heard)) })).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(red.read(|network, _| network.node(&A).is_some()).unwrap());
+        assert!(!red.presence_of(&A).0, "its agent was not seen");
+    }
+    // It is not heard any more.
+    world.now.fetch_add(u64::try_from(ttl.as_millis()).unwrap(), Ordering::Relaxed);
+    agent.beats().await;
+    assert_eq!(agent.next().await, asked);
+    let collected = async {
+        while red.read(|network, _| network.node(&A).is_some()).unwrap() {
+            agent.beats().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, collected).await.unwrap();
+    world.hub.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_jump_of_the_wall_clock_makes_nobody_gone_and_nobody_live() {
+    const HOUR: u64 = 3_600_000;
+    let wall = Arc::new(AtomicU64::new(10 * HOUR));
+    let told = wall.clone();
+    let clock = Clock::on_wall(move || Timestamp::from_millis(told.load(Ordering::Relaxed)));
+    let world = World::with_clock(clock).await;
+    let red = world.network("red").await;
+    join(&red, A, NodeLifetime::Ephemeral).await;
+    join(&red, B, NodeLifetime::Lasting).await;
+    let live = || (red.presence_of(&A).0, red.presence_of(&B).0);
+    for jump in [HOUR, 5 * HOUR, 10 * HOUR] {
+        red.seen(A);
+        red.seen(B);
+        wall.store(jump, Ordering::Relaxed);
+        tokio::time::sleep(LIVE_TERM - Duration::from_millis(1)).await;
+        assert_eq!(live(), (true, true));
+        let seen = red.presence_of(&B).1.unwrap().as_millis();
+        assert_eq!(seen, jump - u64::try_from(LIVE_TERM.as_millis()).unwrap() + 1, "told in the time of day");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(live(), (false, false));
+    }
+    assert_eq!(red.read(|network, _| network.nodes().len()).unwrap(), 2);
     world.hub.close().await;
 }

@@ -18,6 +18,7 @@ use znet_core::id::{Epoch, NodeId, Revision};
 use znet_core::map::{Digest, Head};
 
 use super::feed::Encoded;
+use super::suspects::{self, MAX_ASKED};
 use super::{CommandError, Hosted, LIVE_TERM};
 
 /// Encoded events that wait for a stream's connection. What comes on top is coalesced, not queued.
@@ -133,6 +134,8 @@ impl Hosted {
     ) -> Option<Problem> {
         let mut said = pin!(said);
         let mut newest = self.feed.subscribe();
+        let mut questions = self.questions.subscribe();
+        let mut question = None;
         let mut place = Place::new(self, node, resume);
         let mut heard = Instant::now();
         // Set anew only when it is over: with thousands of streams the timer would cost more than what is said.
@@ -163,6 +166,15 @@ impl Hosted {
                         Err(error) => return Some(Problem::from(error)),
                     }
                 }
+                asked = questions.changed() => {
+                    asked.ok()?;
+                    question = suspects::unasked(&mut questions);
+                }
+                permit = out.reserve(), if question.is_some() => {
+                    if let (Ok(permit), Some(question)) = (permit, question.take()) {
+                        permit.send(Ok(question));
+                    }
+                }
                 changed = newest.changed(), if !place.place.is_behind() => {
                     changed.ok()?;
                     place.place.wake();
@@ -172,7 +184,7 @@ impl Hosted {
     }
 
     fn hear(&self, node: NodeId, message: v1::WatchRequest, place: &mut Place) -> Result<(), Problem> {
-        let now = self.common.clock.now();
+        let now = self.common.clock.steady();
         match message.say {
             Some(Say::Applied(applied)) => {
                 // Nobody can have applied what does not exist.
@@ -185,6 +197,15 @@ impl Hosted {
                 tracing::warn!(network = %self.name, %node, why, "the node could not apply what it was sent");
                 self.presence.seen(node, now);
                 place.place.start_over();
+            }
+            Some(Say::Heard(heard)) => {
+                self.presence.seen(node, now);
+                let nodes = heard.nodes.iter().take(MAX_ASKED);
+                for heard in nodes.filter_map(|id| NodeId::try_from(id.as_slice()).ok()) {
+                    if self.presence.vouch(heard, now) {
+                        self.common.metrics.absent_heard.inc();
+                    }
+                }
             }
             Some(Say::Resume(_)) => {
                 return Err(Problem::new(400, "invalid_argument", "only the first message may resume"));
@@ -239,7 +260,7 @@ impl Place {
     async fn next(&mut self, hosted: &Hosted, node: NodeId) -> Result<Option<Bytes>, CommandError> {
         let turn = hosted.turn(&mut self.place).await?;
         if let Some(applied) = self.place.take_resumed() {
-            hosted.presence.applied(node, applied, hosted.common.clock.now());
+            hosted.presence.applied(node, applied, hosted.common.clock.steady());
         }
         Ok(match turn {
             Turn::Delta { event, batches } => {

@@ -29,8 +29,9 @@ fn garbage(hub: &Hub, hosted: &Hosted, overdue: &[NodeId]) -> Result<(Garbage, V
     Ok((Garbage { nodes, tokens }, ids))
 }
 
-/// What would be removed: ephemeral nodes that stayed away beyond their time, and join tokens that were revoked, are
-/// used up or expired. Lasting nodes and nodes that were seen lately are never among it.
+/// What would be removed: ephemeral nodes that stayed away beyond their time and that no member hears, and join tokens that
+/// were revoked, are used up or expired. Lasting nodes and nodes that were seen lately are never among it. Where several
+/// controllers share a store, one that has no members asks the others, which takes some seconds.
 #[utoipa::path(
     get, path = "/v1/networks/{network}/garbage", tag = "garbage",
     operation_id = "list_garbage", security(("operator" = [])),
@@ -43,7 +44,7 @@ pub(super) async fn list(
     Path(network): Path<String>,
 ) -> Answer<Garbage> {
     let hosted = caller.network(&hub, &network, Role::Read)?;
-    Ok(Json(garbage(&hub, &hosted, &hosted.overdue().await)?.0))
+    Ok(Json(garbage(&hub, &hosted, &hosted.unheard().await)?.0))
 }
 
 /// Removes what is of no use any more, and tells what that was. Takes the role admin.
@@ -59,7 +60,7 @@ pub(super) async fn collect(
     Path(network): Path<String>,
 ) -> Answer<Garbage> {
     let hosted = caller.network(&hub, &network, Role::Admin)?;
-    let absent = hosted.overdue().await;
+    let absent = hosted.unheard().await;
     let (found, tokens) = garbage(&hub, &hosted, &absent)?;
     hosted.execute(Command::Collect { absent }, caller.actor()).await?;
     hosted.execute(Command::RemoveTokens { tokens }, caller.actor()).await?;

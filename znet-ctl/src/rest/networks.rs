@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use znet_api::rest::{Ahead, ChangeNetwork, CreateNetwork, Network, NetworkStatus, Removed, rfc3339};
-use znet_core::controller::{Command, NewNetwork};
+use znet_core::controller::{Command, NewNetwork, Settings};
 
 use super::auth::Caller;
 use super::nodes;
@@ -14,6 +14,15 @@ use super::problem::{Answer, Content, Failed, name, seconds};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::{Condition, Hosted};
+
+fn settings_of(asked: ChangeNetwork) -> Result<Settings, Failed> {
+    let time = |field, given: Option<u64>| given.map(|n| seconds(field, n)).transpose();
+    Ok(Settings {
+        reserved: asked.reserved,
+        rest: time("rest_seconds", asked.rest_seconds)?,
+        ephemeral_ttl: time("ephemeral_ttl_seconds", asked.ephemeral_ttl_seconds)?,
+    })
+}
 
 /// What is told of a network.
 pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
@@ -28,6 +37,7 @@ pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
             prefix4: conf.prefix4.map(Into::into),
             reserved: conf.reserved.clone(),
             rest_seconds: conf.rest().as_secs(),
+            ephemeral_ttl_seconds: conf.ephemeral_ttl().as_secs(),
             created: rfc3339(conf.created),
             epoch: conf.epoch.get(),
             revision: head.head.revision.get(),
@@ -67,9 +77,13 @@ pub(super) async fn create(
     Content(asked): Content<CreateNetwork>,
 ) -> Result<(StatusCode, Json<Network>), Failed> {
     caller.everywhere(Role::Admin)?;
-    let rest = asked.rest_seconds.map(|n| seconds("rest_seconds", n)).transpose()?;
-    let new =
-        NewNetwork { name: name(&asked.name)?, prefixes: asked.prefixes, reserved: asked.reserved, rest };
+    let settings = ChangeNetwork {
+        reserved: Some(asked.reserved),
+        rest_seconds: asked.rest_seconds,
+        ephemeral_ttl_seconds: asked.ephemeral_ttl_seconds,
+    };
+    let settings = settings_of(settings)?;
+    let new = NewNetwork { name: name(&asked.name)?, prefixes: asked.prefixes, settings };
     let hosted = hub.create(&new, caller.actor()).await?;
     Ok((StatusCode::CREATED, Json(describe(&hosted)?)))
 }
@@ -103,9 +117,7 @@ pub(super) async fn change(
     Content(asked): Content<ChangeNetwork>,
 ) -> Answer<Network> {
     let hosted = caller.network(&hub, &network, Role::Admin)?;
-    let rest = asked.rest_seconds.map(|n| seconds("rest_seconds", n)).transpose()?;
-    let command = Command::Configure { reserved: asked.reserved, rest };
-    hosted.execute(command, caller.actor()).await?;
+    hosted.execute(Command::Configure(settings_of(asked)?), caller.actor()).await?;
     Ok(Json(describe(&hosted)?))
 }
 

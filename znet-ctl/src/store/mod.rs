@@ -371,6 +371,18 @@ pub trait SharedStore: Send + Sync {
     /// A failure.
     async fn present_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError>;
 
+    /// Asks the others' members about nodes that seem absent here. Holds for [`PRESENT_FOR`].
+    ///
+    /// # Errors
+    /// A failure.
+    async fn report_suspects(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError>;
+
+    /// The nodes about which the others want to know.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn suspects_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError>;
+
     /// A secret, sealed as it was stored.
     ///
     /// # Errors

@@ -89,6 +89,7 @@ pub struct EngineClient {
     pub pid: u32,
     /// The engine's version of znet.
     pub version: String,
+    hears: bool,
 }
 
 impl EngineClient {
@@ -103,8 +104,8 @@ impl EngineClient {
         send_frame(&stream, &Request::Hello { protocol: PROTOCOL }, &[])?;
         let (reply, fds) = recv_frame::<Reply>(&stream)?;
         match reply {
-            Reply::Hello { protocol: PROTOCOL, pid, version } => {
-                Ok(Self { stream, sessions: fds.into_iter().next(), pid, version })
+            Reply::Hello { protocol: PROTOCOL, pid, version, hears } => {
+                Ok(Self { stream, sessions: fds.into_iter().next(), pid, version, hears })
             }
             Reply::Hello { protocol, .. } => Err(EngineError::Protocol { got: protocol }),
             Reply::Error { message } => Err(EngineError::Refused(message)),
@@ -210,6 +211,30 @@ impl EngineClient {
             self.done(&Request::Wake { network, device, peers: peers.to_vec() }, &[])?;
         }
         Ok(())
+    }
+
+    /// From which of these peers an authenticated packet has come within this time. An engine of an earlier version, which
+    /// cannot tell, has heard nobody.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn heard(
+        &mut self,
+        network: NetworkId,
+        peers: &[PublicKey],
+        within: Duration,
+    ) -> Result<Vec<PublicKey>, EngineError> {
+        let within_millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let mut all = Vec::new();
+        for peers in peers.chunks(MAX_PEERS_PER_MESSAGE).filter(|_| self.hears) {
+            send_frame(&self.stream, &Request::Heard { network, peers: peers.to_vec(), within_millis }, &[])?;
+            match recv_frame::<Reply>(&self.stream)?.0 {
+                Reply::Heard { peers } => all.extend(peers),
+                Reply::Error { message } => return Err(EngineError::Refused(message)),
+                _ => return Err(EngineError::Confused),
+            }
+        }
+        Ok(all)
     }
 
     /// The sessions that the engine began, also when it is dead.

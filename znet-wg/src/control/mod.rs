@@ -160,6 +160,15 @@ pub enum Request {
         /// At most [`MAX_PEERS_PER_MESSAGE`] keys.
         peers: Vec<PublicKey>,
     },
+    /// From which of these peers has an authenticated packet come within this time? Answered by [`Reply::Heard`].
+    Heard {
+        /// The network.
+        network: NetworkId,
+        /// At most [`MAX_PEERS_PER_MESSAGE`] keys.
+        peers: Vec<PublicKey>,
+        /// The time, in milliseconds.
+        within_millis: u64,
+    },
     /// Tell everything, descriptors included. Answered by one reply a network and a device, then [`Reply::End`].
     Dump,
     /// Tell all figures. Answered by one reply a network and a device, then [`Reply::End`].
@@ -182,6 +191,14 @@ pub enum Reply {
         pid: u32,
         /// Its version of znet.
         version: String,
+        /// Whether it answers [`Request::Heard`], which earlier versions do not know.
+        #[serde(default)]
+        hears: bool,
+    },
+    /// The peers that were heard.
+    Heard {
+        /// Their keys.
+        peers: Vec<PublicKey>,
     },
     /// A network; beside it its UDP sockets.
     Network {

@@ -98,7 +98,7 @@ fn answer(stream: &UnixStream, state: &mut State) -> Result<Next, FrameError> {
     match request {
         Request::Hello { .. } => {
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            let reply = Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version };
+            let reply = Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version, hears: true };
             send_frame(stream, &reply, &[state.sessions().file().as_fd()])?;
         }
         Request::Shutdown => {
@@ -107,6 +107,17 @@ fn answer(stream: &UnixStream, state: &mut State) -> Result<Next, FrameError> {
         }
         Request::Dump => dump(stream, state)?,
         Request::Stats => stats(stream, state)?,
+        Request::Heard { network, peers, within_millis } => {
+            let reply = match state.networks.get(&network) {
+                Some(served) => {
+                    let within = Duration::from_millis(within_millis);
+                    let peers = peers.iter().take(MAX_PEERS_PER_MESSAGE);
+                    Reply::Heard { peers: served.network.heard(peers, within, Instant::now()) }
+                }
+                None => Reply::Error { message: not_served(network) },
+            };
+            send_frame(stream, &reply, &[])?;
+        }
         change => {
             let reply = match carry_out(state, change, fds) {
                 Ok(()) => Reply::Done,
@@ -150,7 +161,11 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             let peers = peers.iter().take(MAX_PEERS_PER_MESSAGE);
             served.network.wake(device, peers, &mut state.lane, Instant::now());
         }
-        Request::Hello { .. } | Request::Dump | Request::Stats | Request::Shutdown => {}
+        Request::Hello { .. }
+        | Request::Heard { .. }
+        | Request::Dump
+        | Request::Stats
+        | Request::Shutdown => {}
     }
     Ok(())
 }

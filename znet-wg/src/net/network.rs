@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use znet_core::id::ContainerId;
 use znet_core::key::PublicKey;
@@ -220,6 +220,22 @@ impl Network {
     /// All sessions: which device has one with whom.
     pub fn session_keys(&self) -> Vec<(ContainerId, PublicKey)> {
         self.read().links.values().map(|link| (link.device, link.key)).collect()
+    }
+
+    /// Those of these peers from which an authenticated packet came within this time, to whichever device.
+    pub fn heard<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a PublicKey>,
+        within: Duration,
+        now: Instant,
+    ) -> Vec<PublicKey> {
+        let tables = self.read();
+        let heard = |key: &PublicKey| {
+            let Some(id) = tables.directory.id(key) else { return false };
+            let mut links = tables.devices.values().filter_map(|local| local.links.get(&id));
+            links.any(|link| link.lock().heard_within(within, now))
+        };
+        peers.into_iter().filter(|key| heard(key)).copied().collect()
     }
 
     /// Number of peers.

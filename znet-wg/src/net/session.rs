@@ -198,6 +198,11 @@ impl Session {
         }
     }
 
+    /// Whether something of the peer that authenticated came within this time.
+    pub fn heard_within(&self, within: Duration, now: Instant) -> bool {
+        self.last_received.is_some_and(|at| now.duration_since(at) < within)
+    }
+
     /// Whether an initiation of the peer may be processed.
     pub fn admits_initiation(&self, now: Instant) -> bool {
         let heard = self.last_received.is_some_and(|at| now.duration_since(at) < UNANSWERED_FOR);

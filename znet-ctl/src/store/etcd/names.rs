@@ -153,6 +153,10 @@ impl Names {
         self.key(&format!("present/{network}/"))
     }
 
+    pub(super) fn suspects(&self, network: NetworkId) -> String {
+        self.key(&format!("suspect/{network}/"))
+    }
+
     pub(super) fn secret(&self, name: &str) -> String {
         self.key(&format!("secret/{name}"))
     }

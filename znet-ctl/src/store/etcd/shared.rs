@@ -26,28 +26,19 @@ impl SharedStore for EtcdStore {
     }
 
     async fn report_present(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {
-        let seconds = i64::try_from(PRESENT_FOR.as_secs()).unwrap_or(i64::MAX);
-        // A lease for each report: it goes by itself when no other one follows, and nothing has to be kept alive.
-        let granted = self.inner.cluster.call(|client| {
-            let mut leases = client.lease_client();
-            async move { leases.grant(seconds, None).await }
-        });
-        let lease = granted.await?.value.id();
-        for (at, some) in (0..).zip(nodes.chunks(NODES_OF_A_KEY)) {
-            let key = format!("{}{}/{}", self.inner.names.present(network), self.inner.id, number(at));
-            let value: Vec<u8> = some.iter().flat_map(|node| *node.as_bytes()).collect();
-            let written = etcd_client::TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
-            self.inner.ask(vec![written]).await?;
-        }
-        Ok(())
+        self.report(&self.inner.names.present(network), nodes).await
     }
 
     async fn present_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError> {
-        let prefix = self.inner.names.present(network);
-        let own = format!("{prefix}{}/", self.inner.id);
-        let found = self.inner.ask(vec![get_under(prefix)]).await?.all(0)?;
-        let others = found.iter().filter(|pair| !pair.key.starts_with(&own));
-        Ok(others.flat_map(nodes_of).collect())
+        self.reported_elsewhere(self.inner.names.present(network)).await
+    }
+
+    async fn report_suspects(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {
+        self.report(&self.inner.names.suspects(network), nodes).await
+    }
+
+    async fn suspects_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError> {
+        self.reported_elsewhere(self.inner.names.suspects(network)).await
     }
 
     async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -64,6 +55,33 @@ impl SharedStore for EtcdStore {
 
     async fn remove_secret(&self, name: &str) -> Result<(), StoreError> {
         self.inner.ask(vec![delete(self.inner.names.secret(name))]).await.map(drop)
+    }
+}
+
+impl EtcdStore {
+    /// Writes nodes down under a key of this controller, for as long as a report holds.
+    async fn report(&self, prefix: &str, nodes: &[NodeId]) -> Result<(), StoreError> {
+        let seconds = i64::try_from(PRESENT_FOR.as_secs()).unwrap_or(i64::MAX);
+        // A lease for each report: it goes by itself when no other one follows, and nothing has to be kept alive.
+        let granted = self.inner.cluster.call(|client| {
+            let mut leases = client.lease_client();
+            async move { leases.grant(seconds, None).await }
+        });
+        let lease = granted.await?.value.id();
+        for (at, some) in (0..).zip(nodes.chunks(NODES_OF_A_KEY)) {
+            let key = format!("{prefix}{}/{}", self.inner.id, number(at));
+            let value: Vec<u8> = some.iter().flat_map(|node| *node.as_bytes()).collect();
+            let written = etcd_client::TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+            self.inner.ask(vec![written]).await?;
+        }
+        Ok(())
+    }
+
+    async fn reported_elsewhere(&self, prefix: String) -> Result<Vec<NodeId>, StoreError> {
+        let own = format!("{prefix}{}/", self.inner.id);
+        let found = self.inner.ask(vec![get_under(prefix)]).await?.all(0)?;
+        let others = found.iter().filter(|pair| !pair.key.starts_with(&own));
+        Ok(others.flat_map(nodes_of).collect())
     }
 }
 
