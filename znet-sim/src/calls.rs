@@ -1,5 +1,6 @@
 //! Calls of agents to the controller, and what becomes of their answers.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ impl World {
     pub(crate) fn call(&mut self, who: Who, what: What) {
         self.last_call += 1;
         let (call, site) = (self.last_call, self.agents[who].site);
-        let command = Rc::new(self.command(who, &what));
+        let addresses = self.addresses_wanted();
+        let command = Rc::new(self.command(who, &what, addresses));
         self.note(|| format!("node {who} calls ({call}): {what:?}"));
         let repeatable = matches!(what, What::Join | What::Endpoints);
         self.agents[who].calls.insert(call, what);
@@ -74,7 +76,7 @@ impl World {
         self.queue.after(CALL_TIMEOUT, Event::CallOver { who, call });
     }
 
-    fn command(&self, who: Who, what: &What) -> Command {
+    fn command(&self, who: Who, what: &What, addresses: Vec<IpAddr>) -> Command {
         let agent = &self.agents[who];
         let host = 10 + u8::try_from(who % 200).unwrap_or(0);
         let endpoints = vec![([192, 0, 2, host], agent.port).into()];
@@ -86,9 +88,7 @@ impl World {
                 Command::Join { secret, node, name: agent.name.clone(), endpoints }
             }
             What::Endpoints => Command::SetEndpoints { node, endpoints },
-            What::Attach(name) => {
-                Command::Attach { node, name: name.clone(), addresses: Vec::new(), public_key: None }
-            }
+            What::Attach(name) => Command::Attach { node, name: name.clone(), addresses, public_key: None },
             What::Detach(name) => Command::Detach { node, name: name.clone() },
         }
     }

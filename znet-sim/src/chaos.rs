@@ -1,5 +1,6 @@
 //! What people want of the network, and what goes wrong meanwhile.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use znet_core::controller::Command;
 use crate::calls::What;
 use crate::controller::Waiting;
 use crate::queue::{Event, Who};
-use crate::world::World;
+use crate::world::{PREFIX4, World};
 
 impl World {
     pub(crate) fn chaos(&mut self, event: Event) {
@@ -76,6 +77,13 @@ impl World {
         self.later(self.scenario.partition_every.unwrap_or(1_000), Event::Partition);
     }
 
+    /// Mostly none; now and then a certain one, which may be anybody's.
+    pub(crate) fn addresses_wanted(&mut self) -> Vec<IpAddr> {
+        let size = 1_u32 << (32 - u32::from(self.scenario.prefix4));
+        let wanted = self.rng.random_bool(0.15).then(|| self.rng.random_range(1..size - 1));
+        wanted.map(|host| IpAddr::V4(Ipv4Addr::from_bits(PREFIX4.to_bits() + host))).into_iter().collect()
+    }
+
     /// A runtime, or the machine's surroundings, want something of a node.
     fn work(&mut self, who: Who) {
         let wish = self.rng.random_range(0..10);
@@ -110,6 +118,14 @@ impl World {
         let command = match self.rng.random_range(0..10) {
             0 => Command::NewEpoch,
             1 => Command::RemoveNode { node: agent.id },
+            6 | 7 => match agent.names.choose(&mut self.rng).cloned() {
+                Some(name) => Command::Reserve { name, addresses: self.addresses_wanted() },
+                None => return,
+            },
+            8 => match agent.names.choose(&mut self.rng).cloned() {
+                Some(name) => Command::Unreserve { name },
+                None => return,
+            },
             2..6 => match agent.names.choose(&mut self.rng) {
                 Some(name) => Command::RemoveContainer { name: name.clone() },
                 None => return,

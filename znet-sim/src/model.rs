@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use znet_core::controller::{Command, Reply, Row};
+use znet_core::controller::{Command, Reply, Reservation, Row};
 use znet_core::id::{ContainerId, NodeId, Revision};
 use znet_core::map::{ContainerRecord, Head};
+use znet_core::name::Name;
 use znet_core::time::Timestamp;
 
 /// What one revision did, by the answer that it gave.
@@ -22,6 +23,8 @@ pub(crate) enum Effect {
     Attached(ContainerRecord),
     Removed { containers: Vec<ContainerId>, nodes: Vec<NodeId> },
     Joined(NodeId),
+    Reserved(Reservation),
+    Unreserved(Name),
     Other,
 }
 
@@ -29,6 +32,8 @@ impl Effect {
     pub(crate) fn of(command: &Command, reply: &Reply) -> Self {
         match (command, reply) {
             (Command::Join { node, .. }, _) => Self::Joined(*node),
+            (_, Reply::Reserved(reservation)) => Self::Reserved(reservation.clone()),
+            (Command::Unreserve { name }, _) => Self::Unreserved(name.clone()),
             (_, Reply::Attached { container, .. }) => Self::Attached(container.clone()),
             (Command::RemoveNode { node }, Reply::Removed { containers, .. }) => {
                 Self::Removed { containers: containers.clone(), nodes: vec![*node] }
@@ -53,6 +58,9 @@ pub(crate) struct Model {
     told: Revision,
     nodes: BTreeSet<NodeId>,
     containers: BTreeMap<ContainerId, ContainerRecord>,
+    reserved: BTreeMap<Name, Vec<IpAddr>>,
+    /// What each name had when it got or lost something last.
+    had: BTreeMap<Name, BTreeSet<IpAddr>>,
     released: BTreeMap<IpAddr, Timestamp>,
 }
 
@@ -66,6 +74,8 @@ impl Model {
             told: Revision::ZERO,
             nodes: BTreeSet::new(),
             containers: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            had: BTreeMap::new(),
             released: BTreeMap::new(),
         }
     }
@@ -93,16 +103,60 @@ impl Model {
                 self.nodes.insert(*node);
                 Ok(())
             }
+            Effect::Reserved(reservation) => self.reserved(reservation, op.at),
+            Effect::Unreserved(name) => {
+                self.reserved.remove(name);
+                self.release(name, op.at);
+                Ok(())
+            }
             Effect::Other => Ok(()),
         }
     }
 
-    fn attached(&mut self, record: &ContainerRecord, at: Timestamp) -> Checked {
-        let others = || self.containers.values().filter(|other| other.id != record.id);
-        let taken = |address: &IpAddr| others().find(|other| other.addresses().any(|a| a == *address));
-        if let Some((address, other)) = record.addresses().find_map(|a| Some((a, taken(&a)?))) {
-            return Err(format!("{} was given {address}, which {} has", record.name, other.name));
+    /// All addresses that are held, each with the name that holds it, be it by a container or by a reservation.
+    fn held(&self) -> BTreeMap<IpAddr, &Name> {
+        let containers =
+            self.containers.values().flat_map(|c| c.addresses().map(|address| (address, &c.name)));
+        let reserved = self.reserved.iter().flat_map(|(name, all)| all.iter().map(move |a| (*a, name)));
+        containers.chain(reserved).collect()
+    }
+
+    /// What a name has let go of rests from now on.
+    fn release(&mut self, name: &Name, at: Timestamp) {
+        let held: BTreeSet<IpAddr> = self.held().into_keys().collect();
+        let had = self.had.remove(name).unwrap_or_default();
+        self.released.extend(had.difference(&held).map(|address| (*address, at)));
+        let has = self.held().into_iter().filter(|(_, holder)| *holder == name).map(|(address, _)| address);
+        let has: BTreeSet<IpAddr> = has.collect();
+        self.had.insert(name.clone(), has);
+    }
+
+    /// An address is given to a name.
+    fn give(&mut self, name: &Name, address: IpAddr, at: Timestamp) -> Checked {
+        if let Some(holder) = self.held().get(&address).filter(|holder| **holder != name) {
+            return Err(format!("{name} was given {address}, which {holder} has"));
         }
+        let rested = self.released.remove(&address).map(|released| released.plus(self.rest));
+        match rested.filter(|until| *until > at) {
+            Some(until) => {
+                let early = until.since(at).as_millis();
+                Err(format!("{name} was given {address}, which rests for {early} ms more"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn reserved(&mut self, reservation: &Reservation, at: Timestamp) -> Checked {
+        let Reservation { name, addresses } = reservation;
+        addresses.iter().try_for_each(|address| self.give(name, *address, at))?;
+        self.reserved.insert(name.clone(), addresses.clone());
+        self.release(name, at);
+        Ok(())
+    }
+
+    fn attached(&mut self, record: &ContainerRecord, at: Timestamp) -> Checked {
+        record.addresses().try_for_each(|address| self.give(&record.name, address, at))?;
+        let others = || self.containers.values().filter(|other| other.id != record.id);
         if let Some(other) = others().find(|other| other.public_key == record.public_key) {
             return Err(format!("{} has the public key of {}", record.name, other.name));
         }
@@ -113,14 +167,7 @@ impl Model {
         if old.as_ref() == Some(record) {
             return Err(format!("{} was attached a second time as it is already", record.name));
         }
-        let had: Vec<IpAddr> = old.into_iter().flat_map(|old| old.addresses()).collect();
-        for address in record.addresses().filter(|address| !had.contains(address)) {
-            let rested = self.released.remove(&address).map(|released| released.plus(self.rest));
-            if let Some(until) = rested.filter(|until| *until > at) {
-                let early = until.since(at).as_millis();
-                return Err(format!("{} was given {address}, which rests for {early} ms more", record.name));
-            }
-        }
+        self.release(&record.name, at);
         Ok(())
     }
 
@@ -129,7 +176,7 @@ impl Model {
             let Some(gone) = self.containers.remove(id) else {
                 return Err(format!("container {id} was removed and was not there"));
             };
-            self.released.extend(gone.addresses().map(|address| (address, at)));
+            self.release(&gone.name, at);
         }
         self.nodes.retain(|node| !nodes.contains(node));
         match self.containers.values().find(|left| nodes.contains(&left.node)) {

@@ -1,6 +1,7 @@
 //! All that there is in one run, and the loop that lets it happen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -26,6 +27,8 @@ use crate::queue::{Event, Queue, Serial, Site, Who};
 use crate::scenario::Scenario;
 use crate::{Report, alarm};
 
+/// Where the network's IPv4 prefix begins, whatever its length.
+pub(crate) const PREFIX4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 0);
 /// When virtual time begins: some time in 2026.
 const BEGIN: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 /// Within this time after the last fault everybody must have come to the full mesh: a keepalive and a call that nobody
@@ -345,7 +348,7 @@ impl World {
 
 /// The network and its two tokens.
 fn first_commits(scenario: &Scenario, id: NetworkId, rng: &mut ChaCha8Rng) -> (Frame, [TokenSecret; 2]) {
-    let prefix4 = Ipv4Net::new_assert([10, 77, 0, 0].into(), scenario.prefix4);
+    let prefix4 = Ipv4Net::new_assert(PREFIX4, scenario.prefix4);
     let new = NewNetwork {
         name: name("sim"),
         prefixes: vec![IpNet::V4(prefix4)],
