@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::Notify;
 use znet_api::agent_client::AgentClient;
 use znet_api::tls::Identity;
@@ -25,6 +26,7 @@ use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::files::{Attachment, Files, MapCache, Membership};
 use crate::host::{link, netns, socket};
+use crate::owned::OwnerLocks;
 use crate::peers::Viewpoint;
 
 /// How many attachments of one network are worked on side by side; those of one name never are.
@@ -131,6 +133,13 @@ impl Joined {
         self.controller.within(patience).await.map_err(|why| self.away(why))
     }
 
+    /// The network's prefixes, each of which is routed into the devices of its containers; none without a map.
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        let state = self.state();
+        let Some(record) = state.member.map().network() else { return Vec::new() };
+        [Some(IpNet::V6(record.prefix6)), record.prefix4.map(IpNet::V4)].into_iter().flatten().collect()
+    }
+
     /// The controller cannot be asked, for this reason.
     pub fn away(&self, why: String) -> AgentError {
         AgentError::ControllerAway { network: self.membership.name.clone(), why }
@@ -150,6 +159,8 @@ pub struct Agent {
     pub node: NodeId,
     /// Told when something changed that [`crate::reconcile`] should look at.
     pub wake: Notify,
+    /// One runtime's calls about one container, one after the other.
+    pub owners: OwnerLocks,
     /// The next look of [`crate::reconcile`] goes to the links and the map as well, not only to the engine.
     closely: AtomicBool,
     engine: Mutex<Engine>,
@@ -173,7 +184,8 @@ impl Agent {
         let engine = Mutex::new(Engine::adopt(&options.run_dir));
         let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
         let mtu = Mutex::new(None);
-        let agent = Self { options, files, identity, node, wake, closely, engine, mtu, networks };
+        let owners = OwnerLocks::default();
+        let agent = Self { options, files, identity, node, wake, owners, closely, engine, mtu, networks };
         if replace_engine {
             agent.engine().dismiss();
         }

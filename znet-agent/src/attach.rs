@@ -13,6 +13,7 @@ use znet_core::key::PrivateKey;
 use znet_core::map::ContainerRecord;
 use znet_core::name::Name;
 use znet_core::plan::{DeviceKey, Observed, plan};
+use znet_local::Owner;
 use znet_wg::control::{Device, WirePrivateKey};
 
 use crate::agent::{Agent, Joined};
@@ -44,6 +45,8 @@ pub struct AttachOrder {
     pub wait: Option<Duration>,
     /// How long to wait for a controller that is away.
     pub wait_controller: Duration,
+    /// On whose behalf. Nothing that is there already is confirmed to an owner.
+    pub owner: Option<Owner>,
 }
 
 /// Attaches a container, or confirms that it is attached as asked for.
@@ -75,6 +78,7 @@ pub async fn attach(
         revision,
         device: device_name(joined, &record),
         addresses: record.addresses().collect(),
+        owner: order.owner.clone(),
     };
     // Written first: whatever is left half done is found by the next start.
     let mut done = put_attachment(agent, joined, attachment.clone());
@@ -274,8 +278,9 @@ async fn existing(
         let (name, netns, ifname) = (attachment.name, attachment.netns, attachment.ifname);
         return Err(AgentError::AttachedElsewhere { name, netns, ifname });
     }
-    let same =
-        attachment.ifname == order.ifname && order.addresses.iter().all(|a| attachment.addresses.contains(a));
+    let same = order.owner.is_none()
+        && attachment.ifname == order.ifname
+        && order.addresses.iter().all(|a| attachment.addresses.contains(a));
     if !same {
         let (name, netns, ifname) = (attachment.name, attachment.netns, attachment.ifname);
         return Err(AgentError::AttachedElsewhere { name, netns, ifname });

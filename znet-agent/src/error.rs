@@ -6,6 +6,7 @@ use znet_api::agent_client::ConnectError;
 use znet_api::error::Problem;
 use znet_api::token::TokenError;
 use znet_core::name::Name;
+use znet_local::Owner;
 use znet_wg::control::EngineError;
 use znet_wg::engine::SpawnError;
 
@@ -46,6 +47,30 @@ pub enum AgentError {
         netns: PathBuf,
         /// Its interface.
         ifname: String,
+    },
+    /// Its owner has attached it already.
+    #[error("container {name} is attached already on behalf of {owner}; detach it first")]
+    OwnedAlready {
+        /// The owner.
+        owner: Box<Owner>,
+        /// The container.
+        name: Name,
+    },
+    /// Nothing is attached on behalf of this owner.
+    #[error("nothing is attached on behalf of {owner}")]
+    UnknownOwner {
+        /// The owner.
+        owner: Box<Owner>,
+    },
+    /// The namespace is another container's.
+    #[error("the network namespace {netns} belongs to another container, which {owner} attached as {name}")]
+    NetnsInUse {
+        /// The path given.
+        netns: PathBuf,
+        /// The other container.
+        name: Name,
+        /// Its owner.
+        owner: Box<Owner>,
     },
     /// The interface's name cannot be one.
     #[error("{name:?} is no name for an interface: use 1 to 15 characters without / and white space")]
@@ -112,6 +137,9 @@ impl AgentError {
             Self::ControllerAway { .. } | Self::Connect(_) => (503, "controller_away"),
             Self::UnknownNetwork { .. } => (404, "unknown_network"),
             Self::AttachedElsewhere { .. } => (409, "attached_elsewhere"),
+            Self::OwnedAlready { .. } => (409, "owned_already"),
+            Self::UnknownOwner { .. } => (404, "unknown_owner"),
+            Self::NetnsInUse { .. } => (409, "netns_in_use"),
             Self::Ifname { .. } => (422, "invalid_ifname"),
             Self::Token(_) => (422, "invalid_token"),
             Self::Busy { .. } => (409, "busy"),

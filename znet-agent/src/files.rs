@@ -24,6 +24,7 @@ use znet_core::id::{ContainerId, NetworkId, Revision};
 use znet_core::key::VerifyingKey;
 use znet_core::map::{Member, Record, Refusal, SignedHead};
 use znet_core::name::Name;
+use znet_local::Owner;
 
 use crate::error::AgentError;
 use crate::host::netns::NetnsId;
@@ -77,6 +78,9 @@ pub struct Attachment {
     pub device: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Who made it; `None` when that was a person or a tool, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 /// The agent's directory, held by one agent at a time.
@@ -474,6 +478,21 @@ mod tests {
         assert_eq!(files.append_delta(NETWORK, &delta(3)).unwrap(), 0);
         let left = fs::read_dir(files.network_dir(NETWORK)).unwrap().count();
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn attachments_of_an_older_agent_have_no_owner_and_owners_survive() {
+        let (_dir, files) = files();
+        let old = r#"[{"container":7,"name":"web","netns":"/run/netns/web","netns_id":{"device":4,"inode":9},
+            "ifname":"znet0","revision":3,"device":"zn1","addresses":["fd00::7"]}]"#;
+        fs::write(files.network_dir(NETWORK).join("attachments.json"), old).unwrap();
+        let mut attachment = files.attachments(NETWORK).unwrap().pop().unwrap();
+        assert_eq!(attachment.owner, None);
+        let text = |text: &str| text.to_owned();
+        let (container, interface) = (text("c1"), text("eth0"));
+        attachment.owner = Some(Owner { kind: text("cni"), network: text("znet"), container, interface });
+        files.put_attachments(NETWORK, &[&attachment]).unwrap();
+        assert_eq!(files.attachments(NETWORK).unwrap(), [attachment]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | [`control`] | the control stream of one network: join, watch, apply, acknowledge |
 //! | [`peers`] | what the engine learns when a map changes |
 //! | [`attach`] | attaching and detaching containers |
+//! | [`owned`] | attachments on behalf of runtimes: detaching, checking and collecting by owner |
 //! | [`reconcile`] | making and carrying out plans |
 //! | [`engine`] | the hold on the engine process |
 //! | [`host`] | namespaces, links, TUN devices and sockets |
@@ -30,5 +31,6 @@ pub mod error;
 pub mod files;
 pub mod host;
 pub mod local;
+pub mod owned;
 pub mod peers;
 pub mod reconcile;

@@ -1,7 +1,6 @@
 //! The socket on which runtimes and people talk to the agent: JSON over HTTP on a Unix socket that only root may use.
 
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,82 +16,35 @@ use znet_api::error::Problem;
 use znet_api::token::{JoinToken, TokenError};
 use znet_api::v1;
 use znet_core::name::Name;
+use znet_local::{
+    CheckRequest, Checked, CollectRequest, Collected, DetachOwnedRequest, Readiness, ReadyRequest,
+};
 use znet_wg::control::{DeviceStats, NetworkStats};
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{AttachOrder, attach, blocking, detach};
-use crate::control;
 use crate::error::AgentError;
+use crate::files::Attachment;
+use crate::{control, owned};
 
-/// The name of the socket in the agent's run directory.
-pub const SOCKET: &str = "agent.sock";
+pub use znet_local::{AttachRequest, AttachedContainer, DetachRequest, Detached, SOCKET};
+
 /// Largest request in bytes.
 const MAX_BODY: usize = 64 << 10;
+/// Largest list in bytes of what a runtime knows: some 50,000 containers.
+const MAX_KNOWN: usize = 8 << 20;
 /// The longest that a request may wait for a controller.
 const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
-/// `POST /v1/attach`
+/// An attached container in [`NetworkStatus`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AttachRequest {
-    /// The network, by name or identifier.
-    pub network: String,
-    /// The container's name.
-    pub name: String,
-    /// The path of its network namespace.
-    pub netns: PathBuf,
-    /// The interface to make inside.
-    pub ifname: String,
-    /// Explicit addresses, at most one of each family.
-    #[serde(default)]
-    pub addresses: Vec<IpAddr>,
-    /// Milliseconds to wait until every live node has applied the change; absent: do not wait.
-    #[serde(default)]
-    pub wait_millis: Option<u64>,
-    /// Milliseconds to wait for a controller that is away; absent: that is an error at once.
-    #[serde(default)]
-    pub wait_controller_millis: Option<u64>,
-}
-
-/// An attached container.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AttachedContainer {
-    /// The network's name.
-    pub network: String,
-    /// The container's name.
-    pub name: String,
-    /// Its number within the network.
-    pub container: u64,
-    /// Its network namespace.
-    pub netns: PathBuf,
-    /// Its interface.
-    pub ifname: String,
-    /// The name under which `wg(8)` finds the device.
-    pub device: String,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The MTU of its interface, once it is made.
-    pub mtu: Option<u32>,
+pub struct ContainerStatus {
+    /// The container.
+    #[serde(flatten)]
+    pub container: AttachedContainer,
     /// Its figures, once it is served.
     #[serde(default)]
     pub stats: Option<DeviceStats>,
-}
-
-/// `POST /v1/detach`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DetachRequest {
-    /// The network, by name or identifier.
-    pub network: String,
-    /// The container's name.
-    pub name: String,
-}
-
-/// The answer to [`DetachRequest`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Detached {
-    /// Whether it was attached.
-    pub was_attached: bool,
 }
 
 /// `POST /v1/join`
@@ -139,7 +91,7 @@ pub struct NetworkStatus {
     #[serde(default)]
     pub dropped: NetworkStats,
     /// The containers of this node.
-    pub attached: Vec<AttachedContainer>,
+    pub attached: Vec<ContainerStatus>,
 }
 
 /// `GET /v1/status`
@@ -188,6 +140,10 @@ pub async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io::Result
     let router = Router::new()
         .route("/v1/attach", post(attach_one))
         .route("/v1/detach", post(detach_one))
+        .route("/v1/owned/detach", post(detach_owned))
+        .route("/v1/owned/check", post(check_owned))
+        .route("/v1/owned/collect", post(collect_owned).layer(DefaultBodyLimit::max(MAX_KNOWN)))
+        .route("/v1/ready", post(ready))
         .route("/v1/join", post(join))
         .route("/v1/status", get(status))
         .route("/v1/networks/{network}/leave", post(leave))
@@ -219,13 +175,18 @@ async fn attach_one(
         wait: request.wait_millis.map(Duration::from_millis),
         wait_controller: Duration::from_millis(request.wait_controller_millis.unwrap_or_default())
             .min(MAX_WAIT),
+        owner: request.owner,
     };
+    if order.owner.is_some() {
+        let attachment = owned::attach_owned(&agent, &joined, order).await?;
+        return Ok(Json(blocking(move || Ok(describe(&agent, &joined, &attachment))).await?));
+    }
     let working = agent.clone();
     let (network, member) = (joined.clone(), joined.clone());
     // On a task of its own: a caller that hangs up does not leave an attach half done.
     let attached = tokio::spawn(async move { attach(&working, &member, order).await }).await;
     let attachment = attached.map_err(|error| AgentError::Invalid(error.to_string()))??;
-    Ok(Json(blocking(move || Ok(describe(&agent, &network, &attachment, None))).await?))
+    Ok(Json(blocking(move || Ok(describe(&agent, &network, &attachment))).await?))
 }
 
 async fn detach_one(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Detached>, Failed> {
@@ -235,6 +196,39 @@ async fn detach_one(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Resu
     let done = tokio::spawn(async move { detach(&agent, &joined, &name).await }).await;
     let was_attached = done.map_err(|error| AgentError::Invalid(error.to_string()))??;
     Ok(Json(Detached { was_attached }))
+}
+
+async fn detach_owned(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Detached>, Failed> {
+    let request: DetachOwnedRequest = parse(&body)?;
+    let done = tokio::spawn(async move { owned::detach_owned(&agent, &request.owner).await }).await;
+    let was_attached = done.map_err(|error| AgentError::Invalid(error.to_string()))??;
+    Ok(Json(Detached { was_attached }))
+}
+
+async fn check_owned(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Checked>, Failed> {
+    let request: CheckRequest = parse(&body)?;
+    let (joined, attachment, wrong) = owned::check(&agent, &request).await?;
+    let container = blocking(move || Ok(describe(&agent, &joined, &attachment))).await?;
+    Ok(Json(Checked { container, wrong }))
+}
+
+async fn collect_owned(
+    State(agent): State<Arc<Agent>>,
+    body: bytes::Bytes,
+) -> Result<Json<Collected>, Failed> {
+    let request: CollectRequest = parse(&body)?;
+    let done = tokio::spawn(async move { owned::collect(&agent, request).await }).await;
+    Ok(Json(done.map_err(|error| AgentError::Invalid(error.to_string()))?))
+}
+
+async fn ready(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Readiness>, Failed> {
+    let request: ReadyRequest = parse(&body)?;
+    let controller = match &request.network {
+        Some(name) => agent.network_named(name)?.controller.is_connected(),
+        None => agent.networks().iter().any(|joined| joined.controller.is_connected()),
+    };
+    let engine = blocking(move || Ok(agent.engine().pid().is_some())).await?;
+    Ok(Json(Readiness { engine, controller }))
 }
 
 async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<Status>, Failed> {
@@ -266,12 +260,7 @@ async fn leave(
     Ok(Json(JoinedNetwork::from(&*joined)))
 }
 
-fn describe(
-    agent: &Agent,
-    joined: &Joined,
-    attachment: &crate::files::Attachment,
-    stats: Option<DeviceStats>,
-) -> AttachedContainer {
+fn describe(agent: &Agent, joined: &Joined, attachment: &Attachment) -> AttachedContainer {
     let device =
         agent.engine().device(joined.membership.network, attachment.container).map(|device| device.mtu);
     AttachedContainer {
@@ -282,8 +271,9 @@ fn describe(
         ifname: attachment.ifname.clone(),
         device: attachment.device.clone(),
         addresses: attachment.addresses.clone(),
+        routes: joined.prefixes(),
         mtu: device,
-        stats,
+        owner: attachment.owner.clone(),
     }
 }
 
@@ -317,7 +307,10 @@ fn status_of(agent: &Agent) -> Status {
                 .find(|(n, _)| *n == id)
                 .map(|(_, stats)| *stats)
                 .unwrap_or_default(),
-            attached: attachments.iter().map(|a| describe(agent, &joined, a, of(a.container))).collect(),
+            attached: attachments
+                .iter()
+                .map(|a| ContainerStatus { container: describe(agent, &joined, a), stats: of(a.container) })
+                .collect(),
         }
     });
     Status {

@@ -44,15 +44,7 @@ impl Target {
     /// The target for an attachment.
     pub fn new(agent: &Agent, joined: &Joined, attachment: &Attachment, key: &PrivateKey) -> Self {
         let mtu = agent.mtu();
-        let routes: BTreeSet<IpNet> = {
-            let state = joined.state();
-            let prefixes = state.member.map().network().map(|record| (record.prefix6, record.prefix4));
-            prefixes
-                .into_iter()
-                .flat_map(|(six, four)| [Some(IpNet::V6(six)), four.map(IpNet::V4)])
-                .flatten()
-                .collect()
-        };
+        let routes: BTreeSet<IpNet> = joined.prefixes().into_iter().collect();
         Self {
             desired: Desired { public_key: key.public_key(), addresses: addresses(attachment), routes, mtu },
             device: device(attachment, key, mtu),
@@ -258,6 +250,7 @@ async fn rebuild(
     if !is_current(joined, &attachment) || (served && !vanished) {
         return Ok(());
     }
+    name_is_free(&attachment).await?;
     let network = joined.membership.network;
     let held =
         agent.engine().device(network, attachment.container).map(|device| device.private_key.0.clone());
@@ -280,6 +273,21 @@ async fn rebuild(
     build(agent, joined, attachment, key).await
 }
 
+/// Whatever took the name of an interface that is gone is somebody else's: it is left alone, and no controller is asked
+/// for a pair that could not be used.
+async fn name_is_free(attachment: &Attachment) -> Result<(), AgentError> {
+    let (path, name) = (attachment.netns.clone(), attachment.ifname.clone());
+    blocking(move || {
+        let looked_for = name.clone();
+        let netns = Netns::open(&path)?;
+        match netns.run(|handle| async move { link::index_of(&handle, &looked_for).await })? {
+            Some(_) => Err(NetnsError::NameTaken { name }.into()),
+            None => Ok(()),
+        }
+    })
+    .await
+}
+
 /// Compares a device with what it should be, and mends what is not.
 async fn mend(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment) -> Result<(), AgentError> {
     let _guard = joined.lock_name(&attachment.name).await;
@@ -287,22 +295,35 @@ async fn mend(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment) 
         return Ok(());
     }
     let (agent, joined) = (agent.clone(), joined.clone());
-    blocking(move || {
-        let key = DeviceKey { network: joined.membership.network, container: attachment.container };
-        let Some(device) = agent.engine().device(key.network, key.container).cloned() else { return Ok(()) };
-        let target = Target::new(&agent, &joined, &attachment, &device.private_key.0);
-        let netns = Netns::open(&attachment.netns)?;
-        let name = attachment.ifname.clone();
-        let observed = netns.run(|handle| async move { link::observe(&handle, &name).await })?;
-        let service = ObservedService {
-            public_key: device.private_key.0.public_key(),
-            addresses: address_set(&device),
-            mtu: device.mtu,
-            gone: false,
-        };
-        let observed = BTreeMap::from([(key, Observed { link: observed, service: Some(service) })]);
-        let steps = plan(&BTreeMap::from([(key, target.desired.clone())]), &observed);
-        carry_out(&agent, &netns, &target, &steps)
+    blocking(move || match difference(&agent, &joined, &attachment)? {
+        Some((netns, target, steps)) => carry_out(&agent, &netns, &target, &steps),
+        None => Ok(()),
     })
     .await
+}
+
+/// What leads from how a device is to how it should be; `None` while the engine does not serve it. Blocks.
+///
+/// # Errors
+/// The namespace cannot be looked into.
+pub(crate) fn difference(
+    agent: &Agent,
+    joined: &Joined,
+    attachment: &Attachment,
+) -> Result<Option<(Netns, Target, Vec<Step>)>, AgentError> {
+    let key = DeviceKey { network: joined.membership.network, container: attachment.container };
+    let Some(device) = agent.engine().device(key.network, key.container).cloned() else { return Ok(None) };
+    let target = Target::new(agent, joined, attachment, &device.private_key.0);
+    let netns = Netns::open(&attachment.netns)?;
+    let name = attachment.ifname.clone();
+    let link = netns.run(|handle| async move { link::observe(&handle, &name).await })?;
+    let service = ObservedService {
+        public_key: device.private_key.0.public_key(),
+        addresses: address_set(&device),
+        mtu: device.mtu,
+        gone: false,
+    };
+    let observed = BTreeMap::from([(key, Observed { link, service: Some(service) })]);
+    let steps = plan(&BTreeMap::from([(key, target.desired.clone())]), &observed);
+    Ok(Some((netns, target, steps)))
 }

@@ -5,7 +5,7 @@ use znet_cli::output::{self, Format};
 
 use super::args::{AttachArgs, Command, TokenArgs};
 use crate::client::LocalClient;
-use crate::local::{AttachRequest, AttachedContainer, DetachRequest, JoinRequest, Status};
+use crate::local::{AttachRequest, AttachedContainer, ContainerStatus, DetachRequest, JoinRequest, Status};
 
 pub(super) async fn ask(client: &LocalClient, command: Command, format: Format) -> Result<(), Failure> {
     match command {
@@ -61,6 +61,7 @@ fn attach_request(args: AttachArgs) -> AttachRequest {
         addresses: args.container.address,
         wait_millis: args.wait.then(|| millis(args.timeout)),
         wait_controller_millis: args.wait_controller.map(millis),
+        owner: None,
     }
 }
 
@@ -107,16 +108,17 @@ fn print_status(status: &Status, format: Format) {
         .networks
         .iter()
         .flat_map(|network| &network.attached)
-        .map(|container| {
+        .map(|ContainerStatus { container, stats }| {
             let mut row = container_row(container);
-            row.push(container.stats.map(|stats| stats.to_string()).unwrap_or_default());
+            row.push(container.owner.as_ref().map(ToString::to_string).unwrap_or_default());
+            row.push(stats.map(|stats| stats.to_string()).unwrap_or_default());
             row
         })
         .collect();
     if !containers.is_empty() {
         output::line("");
         let mut headings = CONTAINER_HEADINGS.to_vec();
-        headings.push("TRAFFIC");
+        headings.extend(["OWNER", "TRAFFIC"]);
         output::table(&headings, containers);
     }
 }

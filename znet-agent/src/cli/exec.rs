@@ -56,6 +56,7 @@ async fn attached(client: &LocalClient, args: ExecArgs, keeper: Keeper) -> Resul
         addresses: container.address,
         wait_millis: (!args.no_wait).then_some(WAIT_MILLIS),
         wait_controller_millis: None,
+        owner: None,
     };
     let detach = DetachRequest { network: container.network, name: container.name };
     // Listened to before the attach, so that a signal during it does not leave the container behind.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -63,12 +63,22 @@ async fn required(handle: &Handle, name: &str) -> Result<u32, NetnsError> {
     index_of(handle, name).await?.ok_or_else(|| NetnsError::NoLink { name: name.to_owned() })
 }
 
-/// What the link of this name is like; `None` when there is none.
+/// Whether a link is of a kind that is made here: another one that bears the name of ours is somebody else's.
+fn may_be_ours(link: &LinkMessage) -> bool {
+    let infos = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.clone(),
+        _ => Vec::new(),
+    };
+    let ours = |info| matches!(info, LinkInfo::Kind(InfoKind::Tun | InfoKind::Wireguard));
+    link.attributes.iter().flat_map(infos).any(ours)
+}
+
+/// What the link of this name is like; `None` when there is none of ours.
 ///
 /// # Errors
 /// [`NetnsError::Netlink`].
 pub async fn observe(handle: &Handle, name: &str) -> Result<Option<ObservedLink>, NetnsError> {
-    let Some(link) = get(handle, name).await? else { return Ok(None) };
+    let Some(link) = get(handle, name).await?.filter(may_be_ours) else { return Ok(None) };
     let index = link.header.index;
     let mtu =
         link.attributes.iter().find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None });
