@@ -70,6 +70,12 @@ pub enum Command {
         #[arg(value_name = "NETWORK")]
         network: String,
     },
+    /// Put the CNI plugin and its configuration where container runtimes look, or take them away
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  znet-agent cni install --network acme\n  znet-agent cni uninstall"
+    )]
+    Cni(CniCommand),
     /// Print the completions for a shell
     #[command(after_help = "Examples:\n  znet-agent completions bash > /etc/bash_completion.d/znet-agent")]
     Completions {
@@ -190,4 +196,47 @@ pub struct ContainerArgs {
     /// An explicit address; at most one of each family
     #[arg(long, value_name = "ADDRESS")]
     pub address: Vec<IpAddr>,
+}
+
+/// What is done about the CNI plugin.
+#[derive(Debug, Subcommand)]
+pub enum CniCommand {
+    /// Install the plugin and a configuration; harmless to repeat
+    #[command(
+        after_help = "Examples:\n  znet-agent cni install --network acme\n  znet-agent cni install --network acme --name blue --conf-dir /etc/containers/cni/net.d\n  znet-agent cni install    (each container says its network: ZNET_NETWORK in CNI_ARGS, or the label znet.network)"
+    )]
+    Install(CniInstallArgs),
+    /// Remove the configuration, and the plugin when no other configuration names it; harmless to repeat
+    #[command(
+        after_help = "Examples:\n  znet-agent cni uninstall\n  znet-agent cni uninstall --name blue --conf-dir /etc/containers/cni/net.d"
+    )]
+    Uninstall(CniPlaceArgs),
+}
+
+/// Where the CNI plugin and its configuration are.
+#[derive(Debug, ClapArgs)]
+pub struct CniPlaceArgs {
+    /// The CNI network's name, by which a runtime knows it; two runtimes that do not share their containers need two
+    #[arg(long, value_name = "NAME", default_value = "znet")]
+    pub name: String,
+    /// Where runtimes look for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Where runtimes look for configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+}
+
+/// What is installed.
+#[derive(Debug, ClapArgs)]
+pub struct CniInstallArgs {
+    /// Where it goes
+    #[command(flatten)]
+    pub place: CniPlaceArgs,
+    /// The network of all containers that do not name one [default: none]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
+    /// The plugin's program [default: znet-cni beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod ask;
+mod cni;
 mod exec;
 mod run;
 
@@ -53,6 +54,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             znet_cli::runtime(true)?.block_on(run::run(run, args.run_dir)).map(|()| ExitCode::SUCCESS)
         }
         Command::Exec(exec) => exec::exec(&client, exec),
+        Command::Cni(cni) => cni::cni(cni, &args.run_dir, format).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             znet_cli::completions::<Args>(shell);
             Ok(ExitCode::SUCCESS)
