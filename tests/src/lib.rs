@@ -5,6 +5,8 @@
 //! attached. Everything is told by command lines, as a user would. A [`Cluster`] has several controllers over etcd instead of one. A
 //! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
 //!
+//! A [`runtime::Runtimes`] makes a host one on which containerd, podman and runc start containers.
+//!
 //! A [`Served`] is a controller without a lab, for what comes from strangers and operators. [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
 
 mod cluster;
@@ -14,6 +16,7 @@ mod member;
 mod node;
 mod ping;
 mod programs;
+pub mod runtime;
 mod served;
 pub mod wireguard;
 mod world;
