@@ -1,4 +1,4 @@
-//! What container runtimes call: the CNI plugin, and the OCI hook for runtimes that know no CNI.
+//! What container runtimes call: the CNI plugin, the netavark plugin, and the OCI hook for runtimes that know neither.
 //!
 //! It is started for every container, so it is small: it reads what the runtime says, asks the agent over its local
 //! socket, and says what came of it in the runtime's words. It decides nothing about networks, touches no namespace and
@@ -12,11 +12,13 @@
 //! | `result` | the result of ADD, merged into that of the plugins before |
 //! | `failure` | the specification's error codes and our own |
 //! | `hook` | the OCI hook |
+//! | `netavark` | the plugin that podman calls beside its own networks |
 
 mod failure;
 mod hook;
 mod input;
 mod naming;
+mod netavark;
 mod plugin;
 mod result;
 
@@ -25,7 +27,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 const HELP: &str = "\
-znet-cni: the CNI plugin of znet, and an OCI hook
+znet-cni: the CNI plugin of znet, a netavark plugin, and an OCI hook
 
 A container runtime starts it as its CNI specification says: CNI_COMMAND and the
 other variables in the environment, the network's configuration on standard input.
@@ -33,6 +35,7 @@ other variables in the environment, the network's configuration on standard inpu
 
 usage: znet-cni
        znet-cni oci-hook [--network NETWORK] [--name NAME] [--interface NAME] [--agent-socket PATH]
+       znet-cni create | setup NETNS | teardown NETNS | info     (netavark's plugin API)
        znet-cni --help | --version
 
 Examples:
@@ -54,6 +57,16 @@ fn main() -> ExitCode {
             plugin::main()
         }
         None if args.is_empty() => plugin::main(),
+        Some(word) if let Some(call) = netavark::Call::of(word) => {
+            let rest: Vec<&str> = args.iter().skip(1).filter_map(|arg| arg.to_str()).collect();
+            match netavark::run(call, &rest, std::io::stdin().lock()) {
+                Ok(text) => say(&text),
+                Err(text) => {
+                    say(&text);
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Some("oci-hook") => hook::main(args.get(1..).unwrap_or_default()),
         Some("--help" | "-h" | "help") => say(HELP),
         Some("--version" | "-V") => say(concat!("znet-cni ", env!("CARGO_PKG_VERSION"), "\n")),

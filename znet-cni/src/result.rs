@@ -11,7 +11,7 @@ use znet_local::AttachedContainer;
 use crate::input::Config;
 
 /// What the kernel reports as the address of an interface that has none. Some runtimes insist on one.
-const NO_MAC: &str = "00:00:00:00:00:00";
+pub(crate) const NO_MAC: &str = "00:00:00:00:00:00";
 
 /// The result of ADD for an attached container.
 pub(crate) fn result(config: &Config, attached: &AttachedContainer, sandbox: &Path) -> CNIResult {
