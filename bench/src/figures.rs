@@ -1,7 +1,9 @@
 //! Samples, percentiles, and how a figure compares to the one that was to be reached.
 
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 /// A figure and its bound.
@@ -54,6 +56,24 @@ impl Figure {
         let mark = if self.reached() { "" } else { "  NOT REACHED" };
         format!("   {:<66} {:>10.1} {:<6} {wanted}{mark}", self.name, self.seen, self.unit)
     }
+}
+
+/// Prints figures and writes them as JSON.
+pub(crate) fn report(figures: &[Figure], path: &Path) -> Result<()> {
+    figures.iter().for_each(|figure| println!("{}", figure.line()));
+    save(figures, path)
+}
+
+/// Writes figures as JSON, and says where and how many were not reached.
+pub(crate) fn save(figures: &[Figure], path: &Path) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(path, serde_json::to_string_pretty(figures)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    let missed = figures.iter().filter(|figure| !figure.reached()).count();
+    println!("\n{} figures, {missed} not reached; written to {}", figures.len(), path.display());
+    Ok(())
 }
 
 /// Durations, sorted.

@@ -1,5 +1,6 @@
 //! `./x bench`: runs real parts, prints what it saw beside the figures that were to be reached, and writes JSON.
 
+mod containers;
 mod control;
 mod dataplane;
 mod figures;
@@ -25,6 +26,11 @@ enum Command {
         after_help = "Examples:\n  ./x bench control\n  ./x bench control --only attach --json attach.json"
     )]
     Control(control::Args),
+    /// From a container runtime's ADD until the container reaches another host; a hundred of them at once.
+    #[command(
+        after_help = "Examples:\n  ./x bench containers\n  ./x bench containers --json containers.json"
+    )]
+    Containers(containers::Args),
     /// Our user-space WireGuard beside others: throughput, packets, CPU, latency, memory.
     #[command(
         after_help = "Examples:\n  ./x bench dataplane\n  ./x bench dataplane --quick --rounds 1 --only znet-wg,boringtun-1"
@@ -44,6 +50,7 @@ enum Command {
 fn main() -> Result<()> {
     znet_api::tls::install_provider();
     match Args::parse().command {
+        Command::Containers(args) => containers::run(&args),
         Command::Control(args) => control::run(&args),
         Command::Dataplane(args) => dataplane::run(&args),
         Command::Scale(args) => scale::run(&args),

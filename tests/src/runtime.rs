@@ -135,6 +135,12 @@ impl Runtimes {
             .args(command)
     }
 
+    /// `ctr run` of a container without a network; it goes on until the container ends.
+    pub fn ctr_run_alone(&self, id: &str, command: &[&str]) -> HostCommand {
+        let run = self.ctr(&["run", "--rm", "--cgroup", &self.cgroup_of(id), "--rootfs"]);
+        run.arg(self.root()).arg(id).args(command)
+    }
+
     /// `podman` with arguments.
     ///
     /// # Errors

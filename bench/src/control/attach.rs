@@ -94,7 +94,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
 }
 
 /// A path of a node's host as seen from outside of it.
-fn outside(node: &Node, path: PathBuf) -> Result<PathBuf> {
+pub(crate) fn outside(node: &Node, path: PathBuf) -> Result<PathBuf> {
     let root = PathBuf::from(format!("/proc/{}/root", node.agent()?.pid()));
     Ok(root.join(path.strip_prefix("/").unwrap_or(&path)))
 }
@@ -125,7 +125,7 @@ async fn detach(node: &Node, name: &str) -> Result<()> {
 }
 
 /// Pings all addresses from within a namespace until each has answered once.
-fn ping_all(netns: PathBuf, from: IpAddr, others: Vec<IpAddr>) -> Result<()> {
+pub(crate) fn ping_all(netns: PathBuf, from: IpAddr, others: Vec<IpAddr>) -> Result<()> {
     // A thread that enters another namespace must not do anything else afterwards.
     let pinging = std::thread::spawn(move || {
         setns(File::open(&netns)?, CloneFlags::CLONE_NEWNET)?;

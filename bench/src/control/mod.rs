@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use znet_tests::program;
 
 use crate::default_json;
-use crate::figures::Figure;
+use crate::figures::{Figure, save};
+
+pub(crate) use attach::{outside, ping_all};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -70,15 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     take(Measure::Calls, calls::measure)?;
     take(Measure::Spread, spread::measure)?;
     take(Measure::Memory, memory::measure)?;
-    let path = args.json.clone().unwrap_or_else(|| default_json("control"));
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    std::fs::write(&path, serde_json::to_string_pretty(&figures)?)
-        .with_context(|| format!("writing {}", path.display()))?;
-    let missed = figures.iter().filter(|figure| !figure.reached()).count();
-    println!("\n{} figures, {missed} not reached; written to {}", figures.len(), path.display());
-    Ok(())
+    save(&figures, &args.json.clone().unwrap_or_else(|| default_json("control")))
 }
 
 /// Runs a part in this process, as a benchmark outside asked for.
