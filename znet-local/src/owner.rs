@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// Who made an attachment: whoever may take it away without being asked for it by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Owner {
     /// The way by which it was asked for, such as `cni` or `oci`.
     pub kind: String,

@@ -49,7 +49,8 @@ fn containers_of_containerd_podman_and_runc_on_two_hosts_talk() -> Result {
     let _containerd = one.runtimes.containerd()?;
     let web = one.runtimes.ctr_run("web", &["/bin/sleep", "1000"]).spawn("ctr")?;
     let web_address = wait_attached(&one, "default-web")?;
-    two.runtimes.podman_run("db", &["--detach", "--network", "znet"], &["/bin/sleep", "1000"])?.run()?;
+    let asked = ["--detach", "--network", "znet:ip=10.77.5.5"];
+    two.runtimes.podman_run("db", &asked, &["/bin/sleep", "1000"])?.run()?;
     let db_address = address(&two, "db")?;
     let bundle = two.runtimes.bundle("job", &["--network", "acme"], &["/bin/sleep", "1000"])?;
     two.runtimes.runc(&["run", "--detach", "--bundle"]).arg(&bundle).arg("job").run()?;
@@ -66,7 +67,10 @@ fn containers_of_containerd_podman_and_runc_on_two_hosts_talk() -> Result {
     assert!(!routes.contains("default"), "a way out: {routes}");
     assert!(owned(&two.node, "acme", "job")?.is_some_and(|job| job["owner"]["kind"] == "oci"));
     let inspected = two.runtimes.podman(&["inspect", "db"])?.run()?.stdout;
-    assert!(inspected.contains(&db_address), "podman does not know the address: {inspected}");
+    assert!(
+        inspected.contains(&db_address) && inspected.contains("10.77.5.5"),
+        "podman does not know the address: {inspected}"
+    );
     // Each ends in its own way, and nothing is left of it.
     one.runtimes.ctr(&["task", "kill", "--signal", "SIGKILL", "web"]).run()?;
     web.wait(SOON)?;
@@ -86,6 +90,40 @@ fn containers_of_containerd_podman_and_runc_on_two_hosts_talk() -> Result {
     one.node.znet(&["cni", "uninstall"])?;
     let left = one.node.host().command("ls").args(["/opt/cni/bin", "/etc/cni/net.d"]).run()?.stdout;
     assert!(!left.contains("znet"), "{left}");
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_hook_that_cannot_attach_fails_its_container_and_leaves_nothing() -> Result {
+    let (mut world, token) = acme("oci-hook")?;
+    let mut here = place(&mut world, "n1", &[&token])?;
+    let run = |here: &Place, id: &str, hook: &[&str]| -> Result<String> {
+        let bundle = here.runtimes.bundle(id, hook, &["/bin/sleep", "1000"])?;
+        let output = here.runtimes.runc(&["run", "--detach", "--bundle"]).arg(bundle).arg(id).try_run()?;
+        assert!(!output.status.success(), "{id} started");
+        let list = here.runtimes.runc(&["list", "--quiet"]).run()?.stdout;
+        assert!(!list.contains(id), "{id} is left: {list}");
+        Ok(output.stderr)
+    };
+    assert!(run(&here, "nowhere", &[])?.contains("--network"));
+    assert!(run(&here, "foreign", &["--network", "nope"])?.contains("no member of a network nope"));
+    assert!(run(&here, "no-name", &["--network", "acme", "--name", "No_Name"])?.contains("No_Name"));
+    assert!(run(&here, "no-flag", &["--banana", "1"])?.contains("--banana"));
+    here.node.kill_agent()?;
+    assert!(run(&here, "no-agent", &["--network", "acme"])?.contains("znet-agent run"));
+    here.node.launch()?;
+    here.node.wait_connected("acme")?;
+    here.wait_left(&world, &[])?;
+    // What is no state of a container.
+    for input in
+        ["", "[]", "{}", r#"{"id":"x","status":"running","pid":1}"#, r#"{"id":"x","status":"created"}"#]
+    {
+        let hook = here.runtimes.plugin(&[], input)?.args(["oci-hook", "--network", "acme"]).try_run()?;
+        assert!(!hook.status.success() && hook.stderr.contains("error:"), "{input}: {hook:?}");
+    }
+    here.wait_left(&world, &[])?;
+    here.runtimes.clean()?;
     world.passed();
     Ok(())
 }
