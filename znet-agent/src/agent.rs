@@ -22,6 +22,8 @@ use znet_core::name::Name;
 use znet_wg::control::Peer;
 
 use crate::contact::{Contact, Controller};
+use crate::dns::Dns;
+use crate::dns::names::Directory;
 use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::files::{Attachment, Files, MapCache, Membership};
@@ -61,6 +63,8 @@ pub struct Options {
     pub keepalive: Option<u16>,
     /// Where it keeps the last verified maps.
     pub map_cache: MapCache,
+    /// Whether containers get a resolver.
+    pub dns: bool,
 }
 
 /// What changes about a network while the agent is a member.
@@ -87,6 +91,8 @@ pub struct Joined {
     pub controller: Controller,
     /// The number of the controller's endpoint that is used, or tried next.
     pub endpoint: AtomicUsize,
+    /// The names in the map.
+    pub directory: Arc<Directory>,
     /// When the map on disk, which lacks a change, was last tried to be written anew; `None` when it lacks none.
     map_behind: Mutex<Option<Instant>>,
     /// The engine was adopted with peers that no map told of: the first map has to replace all of them.
@@ -157,6 +163,8 @@ pub struct Agent {
     pub identity: Identity,
     /// The node that it is.
     pub node: NodeId,
+    /// The resolvers of its containers.
+    pub dns: Dns,
     /// Told when something changed that [`crate::reconcile`] should look at.
     pub wake: Notify,
     /// One runtime's calls about one container, one after the other.
@@ -185,7 +193,9 @@ impl Agent {
         let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
         let mtu = Mutex::new(None);
         let owners = OwnerLocks::default();
-        let agent = Self { options, files, identity, node, wake, owners, closely, engine, mtu, networks };
+        let dns = Dns::new(options.dns)?;
+        let agent =
+            Self { options, files, identity, node, dns, wake, owners, closely, engine, mtu, networks };
         if replace_engine {
             agent.engine().dismiss();
         }
@@ -270,6 +280,7 @@ impl Agent {
             secret: Mutex::new(secret),
             controller: Controller::default(),
             endpoint: AtomicUsize::new(0),
+            directory: Arc::new(Directory::of(member.map(), member.revision())),
             map_behind,
             peers_unknown: AtomicBool::new(peers_unknown),
             state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),

@@ -47,6 +47,8 @@ pub struct AttachOrder {
     pub wait_controller: Duration,
     /// On whose behalf. Nothing that is there already is confirmed to an owner.
     pub owner: Option<Owner>,
+    /// Whether it gets no resolver.
+    pub no_dns: bool,
 }
 
 /// Attaches a container, or confirms that it is attached as asked for.
@@ -61,7 +63,12 @@ pub async fn attach(
     check_ifname(&order.ifname)?;
     let guard = joined.lock_name(&order.name).await;
     let netns_id = preflight(joined, &order).await?;
-    if let Some(existing) = existing(agent, joined, &order, netns_id).await? {
+    if let Some(mut existing) = existing(agent, joined, &order, netns_id).await? {
+        if existing.no_dns != order.no_dns {
+            existing.no_dns = order.no_dns;
+            put_attachment(agent, joined, existing.clone())?;
+        }
+        agent.dns.settle_one(agent, netns_id).await;
         drop(guard);
         if let Some(timeout) = order.wait {
             wait_applied(joined, existing.revision, timeout).await?;
@@ -79,6 +86,7 @@ pub async fn attach(
         device: device_name(joined, &record),
         addresses: record.addresses().collect(),
         owner: order.owner.clone(),
+        no_dns: order.no_dns,
     };
     // Written first: whatever is left half done is found by the next start.
     let mut done = put_attachment(agent, joined, attachment.clone());
@@ -92,6 +100,7 @@ pub async fn attach(
         take_back(agent, joined, &attachment).await;
         return Err(error);
     }
+    agent.dns.settle_one(agent, netns_id).await;
     drop(guard);
     if let Some(timeout) = order.wait {
         wait_applied(joined, revision, timeout).await?;
@@ -383,6 +392,7 @@ async fn take_back(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attach
 
 /// Removes what there is of an attachment on this host.
 pub(crate) async fn drop_local(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attachment) {
+    let (answering, netns_id) = (agent.clone(), attachment.netns_id);
     let (agent, joined, attachment) = (agent.clone(), joined.clone(), attachment.clone());
     let dropped = blocking(move || {
         agent.engine().remove_device(joined.membership.network, attachment.container);
@@ -394,6 +404,7 @@ pub(crate) async fn drop_local(agent: &Arc<Agent>, joined: &Arc<Joined>, attachm
     if let Err(error) = dropped.await {
         tracing::warn!(%error, "the list of attachments cannot be written");
     }
+    answering.dns.settle_one(&answering, netns_id).await;
 }
 
 /// Waits until every live node of the network has applied a revision.

@@ -306,6 +306,7 @@ async fn apply(
                 state.member.apply_delta(&delta, &head)?;
                 touched
             };
+            joined.directory.apply(&delta.changes, delta.to);
             tell_engine(agent, joined, touched, Some(wire)).await?;
             if delta.changes.iter().any(|change| matches!(change, Change::Remove(_))) {
                 agent.wake.notify_one();
@@ -325,6 +326,7 @@ async fn apply(
                 let mut state = joined.state();
                 let old = state.member.map().clone();
                 let changes = state.member.apply_snapshot(std::mem::take(snapshot), &head)?;
+                joined.directory.apply(&changes, head.head.revision);
                 Touched::by(&changes, &old)
             };
             tell_engine(agent, joined, touched, None).await?;

@@ -81,6 +81,9 @@ pub struct Attachment {
     /// Who made it; `None` when that was a person or a tool, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// It has no resolver, as it asked for none.
+    #[serde(default)]
+    pub no_dns: bool,
 }
 
 /// The agent's directory, held by one agent at a time.

@@ -13,6 +13,7 @@
 //! | [`attach`] | attaching and detaching containers |
 //! | [`owned`] | attachments on behalf of runtimes: detaching, checking and collecting by owner |
 //! | [`reconcile`] | making and carrying out plans |
+//! | [`dns`] | the resolvers of containers |
 //! | [`engine`] | the hold on the engine process |
 //! | [`host`] | namespaces, links, TUN devices and sockets |
 //! | [`files`] | what is kept on disk |
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod client;
 pub mod contact;
 pub mod control;
+pub mod dns;
 pub mod engine;
 pub mod error;
 pub mod files;

@@ -23,6 +23,7 @@ use znet_wg::control::{DeviceStats, NetworkStats};
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{AttachOrder, attach, blocking, detach};
+use crate::dns::serve::DnsStats;
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::{control, owned};
@@ -45,6 +46,9 @@ pub struct ContainerStatus {
     /// Its figures, once it is served.
     #[serde(default)]
     pub stats: Option<DeviceStats>,
+    /// What its resolver was asked.
+    #[serde(default)]
+    pub dns_stats: Option<DnsStats>,
 }
 
 /// `POST /v1/join`
@@ -176,6 +180,7 @@ async fn attach_one(
         wait_controller: Duration::from_millis(request.wait_controller_millis.unwrap_or_default())
             .min(MAX_WAIT),
         owner: request.owner,
+        no_dns: request.no_dns,
     };
     if order.owner.is_some() {
         let attachment = owned::attach_owned(&agent, &joined, order).await?;
@@ -263,6 +268,7 @@ async fn leave(
 fn describe(agent: &Agent, joined: &Joined, attachment: &Attachment) -> AttachedContainer {
     let device =
         agent.engine().device(joined.membership.network, attachment.container).map(|device| device.mtu);
+    let dns = agent.dns.config(&joined.membership.name, attachment);
     AttachedContainer {
         network: joined.membership.name.to_string(),
         name: attachment.name.to_string(),
@@ -274,6 +280,7 @@ fn describe(agent: &Agent, joined: &Joined, attachment: &Attachment) -> Attached
         routes: joined.prefixes(),
         mtu: device,
         owner: attachment.owner.clone(),
+        dns,
     }
 }
 
@@ -309,7 +316,11 @@ fn status_of(agent: &Agent) -> Status {
                 .unwrap_or_default(),
             attached: attachments
                 .iter()
-                .map(|a| ContainerStatus { container: describe(agent, &joined, a), stats: of(a.container) })
+                .map(|a| ContainerStatus {
+                    container: describe(agent, &joined, a),
+                    stats: of(a.container),
+                    dns_stats: agent.dns.stats(a),
+                })
                 .collect(),
         }
     });

@@ -124,6 +124,7 @@ pub async fn run(agent: Arc<Agent>) {
         if let Err(error) = look(&agent, closely).await {
             tracing::warn!(%error, "the node is not as it should be; trying again");
         }
+        agent.dns.settle(&agent).await;
         tokio::time::sleep(REST).await;
         let _ = tokio::time::timeout(LOOK_EVERY, agent.wake.notified()).await;
     }

@@ -106,6 +106,7 @@ fn request(flags: &Flags, state: &State) -> Result<AttachRequest, String> {
         wait_millis: None,
         wait_controller_millis: Some(WAIT_CONTROLLER_MILLIS),
         owner: Some(owner(flags, state)),
+        no_dns: false,
     })
 }
 

@@ -33,6 +33,32 @@ pub struct AttachRequest {
     /// attachment whose owner hangs up before it is told of it is taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// Whether the container gets no resolver.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_dns: bool,
+}
+
+/// What a container's `resolv.conf` should say, in the words of CNI results.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsConfig {
+    /// The resolvers.
+    pub nameservers: Vec<IpAddr>,
+    /// The domain of the container's own name.
+    pub domain: String,
+    /// The domains in which short names are looked for.
+    pub search: Vec<String>,
+}
+
+impl DnsConfig {
+    /// The text of a `resolv.conf` (resolv.conf(5)). `search` alone, as it and `domain` exclude each other.
+    pub fn resolv_conf(&self) -> String {
+        let mut text: String =
+            self.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        if !self.search.is_empty() {
+            text.push_str(&format!("search {}\n", self.search.join(" ")));
+        }
+        text
+    }
 }
 
 /// An attached container.
@@ -60,6 +86,9 @@ pub struct AttachedContainer {
     /// Who made it; absent when that was a person or a tool, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// What its `resolv.conf` should say; absent when it has no resolver of the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsConfig>,
 }
 
 /// `POST /v1/detach`

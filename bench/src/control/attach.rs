@@ -113,6 +113,7 @@ async fn attach(node: &Node, name: &str, container: &Container) -> Result<IpAddr
         wait_millis: None,
         wait_controller_millis: None,
         owner: None,
+        no_dns: false,
     };
     let attached = client(node)?.attach(&request).await?;
     attached.addresses.into_iter().find(IpAddr::is_ipv6).context("no IPv6 address")

@@ -124,6 +124,9 @@ pub struct RunArgs {
     /// Where the last verified maps are kept: on disk they are what an agent starts from while its controller is away
     #[arg(long, value_enum, value_name = "WHERE", default_value = "disk", env = "ZNET_MAP_CACHE")]
     pub map_cache: MapCache,
+    /// Give containers no resolver: they find each other by address alone
+    #[arg(long, env = "ZNET_NO_DNS")]
+    pub no_dns: bool,
     /// Start a new engine even if one runs; links pause for a moment
     #[arg(long)]
     pub replace_engine: bool,
@@ -196,6 +199,9 @@ pub struct ContainerArgs {
     /// An explicit address; at most one of each family
     #[arg(long, value_name = "ADDRESS")]
     pub address: Vec<IpAddr>,
+    /// Give it no resolver: for a container whose own DNS server wants all addresses
+    #[arg(long)]
+    pub no_dns: bool,
 }
 
 /// What is done about the CNI plugin.

@@ -22,6 +22,9 @@ pub(super) async fn ask(client: &LocalClient, command: Command, format: Format) 
         Command::Attach(args) => {
             let attached = client.attach(&attach_request(args)).await?;
             output::print(format, &attached, &CONTAINER_HEADINGS, [container_row(&attached)]);
+            if let (Some(dns), Format::Table) = (&attached.dns, format) {
+                output::line(&format!("\nFor the container's /etc/resolv.conf:\n\n{}", dns.resolv_conf()));
+            }
         }
         Command::Detach { network, name } => {
             let detached = client.detach(&DetachRequest { network, name: name.clone() }).await?;
@@ -62,6 +65,7 @@ fn attach_request(args: AttachArgs) -> AttachRequest {
         wait_millis: args.wait.then(|| millis(args.timeout)),
         wait_controller_millis: args.wait_controller.map(millis),
         owner: None,
+        no_dns: args.container.no_dns,
     }
 }
 
@@ -108,7 +112,7 @@ fn print_status(status: &Status, format: Format) {
         .networks
         .iter()
         .flat_map(|network| &network.attached)
-        .map(|ContainerStatus { container, stats }| {
+        .map(|ContainerStatus { container, stats, .. }| {
             let mut row = container_row(container);
             row.push(container.owner.as_ref().map(ToString::to_string).unwrap_or_default());
             row.push(stats.map(|stats| stats.to_string()).unwrap_or_default());

@@ -2,11 +2,12 @@
 //!
 //! One thread enters a new network namespace and stays in it: it stands for the namespace (`/proc/PID/task/TID/ns/net`)
 //! and starts the command, which inherits it. When this process is killed the thread is gone, and with it the path, so
-//! that the agent takes the container away by itself.
+//! that the agent takes the container away by itself. The command finds others by their names, by a `resolv.conf` that is
+//! mounted for it alone.
 
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use znet_cli::exit::{Failure, Kind};
 
 use super::args::ExecArgs;
+use super::resolv::ResolvConf;
 use crate::client::LocalClient;
 use crate::local::{AttachRequest, DetachRequest};
 
@@ -41,12 +43,17 @@ const PASSED: [(Signal, bool); 7] = [
     (Signal::SIGQUIT, true),
 ];
 
-pub(super) fn exec(client: &LocalClient, args: ExecArgs) -> Result<ExitCode, Failure> {
+pub(super) fn exec(client: &LocalClient, args: ExecArgs, run_dir: &Path) -> Result<ExitCode, Failure> {
     let keeper = Keeper::start()?;
-    znet_cli::runtime(false)?.block_on(attached(client, args, keeper))
+    znet_cli::runtime(false)?.block_on(attached(client, args, keeper, run_dir))
 }
 
-async fn attached(client: &LocalClient, args: ExecArgs, keeper: Keeper) -> Result<ExitCode, Failure> {
+async fn attached(
+    client: &LocalClient,
+    args: ExecArgs,
+    keeper: Keeper,
+    run_dir: &Path,
+) -> Result<ExitCode, Failure> {
     let container = args.container;
     let request = AttachRequest {
         network: container.network.clone(),
@@ -57,17 +64,21 @@ async fn attached(client: &LocalClient, args: ExecArgs, keeper: Keeper) -> Resul
         wait_millis: (!args.no_wait).then_some(WAIT_MILLIS),
         wait_controller_millis: None,
         owner: None,
+        no_dns: container.no_dns,
     };
     let detach = DetachRequest { network: container.network, name: container.name };
     // Listened to before the attach, so that a signal during it does not leave the container behind.
     let signals = signals()?;
-    let attached = client.attach(&request).await;
-    if let Err(error) = attached {
-        // Not reached in time by all, it is attached nevertheless.
-        let _ = client.detach(&detach).await;
-        return Err(error.into());
-    }
-    let ended = keeper.run(&args.command, signals).await;
+    let dns = match client.attach(&request).await {
+        Ok(attached) => attached.dns,
+        Err(error) => {
+            // Not reached in time by all, it is attached nevertheless.
+            let _ = client.detach(&detach).await;
+            return Err(error.into());
+        }
+    };
+    let resolv_conf = dns.map(|dns| ResolvConf { text: dns.resolv_conf(), dir: run_dir.to_owned() });
+    let ended = keeper.run(&args.command, resolv_conf, signals).await;
     let detached = client.detach(&detach).await;
     let code = ended?;
     detached?;
@@ -101,6 +112,7 @@ struct Keeper {
 /// An order to the keeper: start this, say whether it started, then say how it ended.
 struct Start {
     command: Command,
+    resolv_conf: Option<ResolvConf>,
     running: Arc<Mutex<Option<Pid>>>,
     started: oneshot::Sender<std::io::Result<()>>,
     ended: oneshot::Sender<std::io::Result<ExitStatus>>,
@@ -133,7 +145,12 @@ impl Keeper {
     }
 
     /// Runs a command inside, passes signals on, and tells its exit code.
-    async fn run(self, command: &[std::ffi::OsString], mut signals: Signals) -> Result<ExitCode, Failure> {
+    async fn run(
+        self,
+        command: &[std::ffi::OsString],
+        resolv_conf: Option<ResolvConf>,
+        mut signals: Signals,
+    ) -> Result<ExitCode, Failure> {
         let lost = || Failure::new(Kind::Failure, "exec", "the thread that holds the namespace ended");
         let Some((program, arguments)) = command.split_first() else {
             return Err(Failure::new(Kind::Usage, "usage", "no command was given"));
@@ -143,7 +160,7 @@ impl Keeper {
         let running = Arc::new(Mutex::new(None));
         let (started, starting) = oneshot::channel();
         let (ended, mut ending) = oneshot::channel();
-        let start = Start { command, running: running.clone(), started, ended };
+        let start = Start { command, resolv_conf, running: running.clone(), started, ended };
         self.commands.send(start).map_err(|_| lost())?;
         if let Err(error) = starting.await.map_err(|_| lost())? {
             eprintln!("error: {} cannot be run: {error}", program.display());
@@ -171,6 +188,11 @@ impl Keeper {
 }
 
 fn carry_out(mut order: Start) {
+    if let Some(Err(error)) = order.resolv_conf.map(|conf| conf.mount()) {
+        eprintln!(
+            "warning: the command does not find others by name, as its /etc/resolv.conf stays the host's: {error}"
+        );
+    }
     match order.command.spawn() {
         Ok(child) => {
             let pid = Pid::from_raw(child.id().cast_signed());

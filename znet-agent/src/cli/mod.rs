@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod cni;
 mod exec;
+mod resolv;
 mod run;
 
 use std::process::ExitCode;
@@ -53,7 +54,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             znet_cli::raise_open_files();
             znet_cli::runtime(true)?.block_on(run::run(run, args.run_dir)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Exec(exec) => exec::exec(&client, exec),
+        Command::Exec(exec) => exec::exec(&client, exec, &args.run_dir),
         Command::Cni(cni) => cni::cni(cni, &args.run_dir, format).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             znet_cli::completions::<Args>(shell);

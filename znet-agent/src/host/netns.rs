@@ -40,6 +40,9 @@ pub enum NetnsError {
     /// It could not be entered.
     #[error("the network namespace cannot be entered: {0}")]
     Enter(std::io::Error),
+    /// What was done inside failed.
+    #[error("in the network namespace: {0}")]
+    Inside(std::io::Error),
     /// Something inside failed.
     #[error("{what}: {source}")]
     Netlink {
@@ -123,6 +126,26 @@ impl Netns {
         Fut: Future<Output = Result<T, NetnsError>>,
     {
         run(Some(&self.file), inside)
+    }
+
+    /// Runs something inside that needs no netlink, on a thread that ends afterwards. Sockets that it makes belong to the
+    /// namespace, and keep it, for as long as they are open.
+    ///
+    /// # Errors
+    /// [`NetnsError::Enter`], or [`NetnsError::Inside`] with the error of what was run.
+    pub fn visit<T: Send>(
+        &self,
+        inside: impl FnOnce() -> std::io::Result<T> + Send,
+    ) -> Result<T, NetnsError> {
+        let panicked = || NetnsError::Enter(std::io::Error::other("the thread inside panicked"));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
+                    .map_err(|error| NetnsError::Enter(error.into()))?;
+                inside().map_err(NetnsError::Inside)
+            });
+            thread.join().unwrap_or_else(|_| Err(panicked()))
+        })
     }
 }
 
