@@ -99,7 +99,7 @@ impl Touched {
                         touched.nodes.insert(id);
                     }
                 }
-                RecordKey::Network => {}
+                RecordKey::Network | RecordKey::Access(_) => {}
             }
         }
         touched

@@ -16,8 +16,9 @@ use tokio::net::UnixStream;
 use crate::agent_client::{root_cause, tls_stream};
 use crate::error::Problem;
 use crate::rest::{
-    AuditRecord, ChangeNetwork, Container, CreateNetwork, CreateOperator, CreateToken, Garbage, Health,
-    Network, NetworkStatus, NewOperator, NewToken, Node, Operator, Removed, Reservation, Reserve, Token,
+    Access, AuditRecord, ChangeNetwork, Container, CreateAccess, CreateNetwork, CreateOperator, CreateToken,
+    Garbage, Health, Network, NetworkStatus, NewOperator, NewToken, Node, Operator, Removed, Reservation,
+    Reserve, Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -242,6 +243,43 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn remove_container(&self, network: &str, name: &str) -> Result<Removed, ClientError> {
         self.delete(&format!("/v1/networks/{network}/containers/{name}")).await
+    }
+
+    /// `GET /v1/networks/{network}/access`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn accesses(&self, network: &str) -> Result<Vec<Access>, ClientError> {
+        self.get(&format!("/v1/networks/{network}/access")).await
+    }
+
+    /// `GET /v1/networks/{network}/access/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn access(&self, network: &str, name: &str) -> Result<Access, ClientError> {
+        self.get(&format!("/v1/networks/{network}/access/{name}")).await
+    }
+
+    /// `PUT /v1/networks/{network}/access/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_access(
+        &self,
+        network: &str,
+        name: &str,
+        request: &CreateAccess,
+    ) -> Result<Access, ClientError> {
+        self.call(Method::PUT, &format!("/v1/networks/{network}/access/{name}"), Some(request)).await
+    }
+
+    /// `DELETE /v1/networks/{network}/access/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke_access(&self, network: &str, name: &str) -> Result<Removed, ClientError> {
+        self.delete(&format!("/v1/networks/{network}/access/{name}")).await
     }
 
     /// `GET /v1/networks/{network}/reservations`

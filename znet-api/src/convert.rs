@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Revision};
 use znet_core::key::{PublicKey, Signature};
 use znet_core::map::{
-    Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record,
-    RecordKey, SignedHead,
+    AccessRecord, Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord,
+    Record, RecordKey, SignedHead,
 };
 use znet_core::name::Name;
 
@@ -137,6 +137,38 @@ impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
     }
 }
 
+impl From<&AccessRecord> for v1::AccessRecord {
+    fn from(record: &AccessRecord) -> Self {
+        Self {
+            id: record.id.get(),
+            name: record.name.to_string(),
+            node: record.node.as_bytes().to_vec(),
+            public_key: record.public_key.as_bytes().to_vec(),
+            address6: record.address6.octets().to_vec(),
+            address4: record.address4.map(|a| a.octets().to_vec()).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<&v1::AccessRecord> for AccessRecord {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::AccessRecord) -> Result<Self, ConvertError> {
+        let address4 = match wire.address4.as_slice() {
+            [] => None,
+            bytes => Some(sized::<4>("address4", bytes)?.into()),
+        };
+        Ok(Self {
+            id: ContainerId::new(wire.id),
+            name: name(&wire.name)?,
+            node: NodeId::try_from(wire.node.as_slice()).map_err(|error| invalid("node", error))?,
+            public_key: PublicKey::from_bytes(sized("public_key", &wire.public_key)?),
+            address6: sized::<16>("address6", &wire.address6)?.into(),
+            address4,
+        })
+    }
+}
+
 impl From<&Record> for v1::Record {
     fn from(record: &Record) -> Self {
         use v1::record::Record as Wire;
@@ -153,6 +185,7 @@ impl From<&Record> for v1::Record {
                 endpoints: r.endpoints.iter().map(ToString::to_string).collect(),
             }),
             Record::Container(r) => Wire::Container(r.into()),
+            Record::Access(r) => Wire::Access(r.into()),
         };
         Self { record: Some(wire) }
     }
@@ -183,6 +216,7 @@ impl TryFrom<&v1::Record> for Record {
                 endpoints: endpoints(&r.endpoints)?,
             })),
             Wire::Container(r) => ContainerRecord::try_from(r).map(Self::Container),
+            Wire::Access(r) => AccessRecord::try_from(r).map(Self::Access),
         }
     }
 }
@@ -194,6 +228,7 @@ impl From<&RecordKey> for v1::RecordKey {
             RecordKey::Network => Key::Network(true),
             RecordKey::Node(id) => Key::Node(id.as_bytes().to_vec()),
             RecordKey::Container(id) => Key::Container(id.get()),
+            RecordKey::Access(id) => Key::Access(id.get()),
         };
         Self { key: Some(key) }
     }
@@ -210,6 +245,7 @@ impl TryFrom<&v1::RecordKey> for RecordKey {
                 NodeId::try_from(id.as_slice()).map(Self::Node).map_err(|error| invalid("node", error))
             }
             Key::Container(id) => Ok(Self::Container(ContainerId::new(*id))),
+            Key::Access(id) => Ok(Self::Access(ContainerId::new(*id))),
         }
     }
 }

@@ -80,10 +80,12 @@ impl From<&Rejection> for Problem {
             | Rejection::RevokedToken { .. } => 403,
             Rejection::NoSuchToken { .. }
             | Rejection::UnknownNode { .. }
-            | Rejection::UnknownContainer { .. } => 404,
+            | Rejection::UnknownContainer { .. }
+            | Rejection::UnknownAccess { .. } => 404,
             Rejection::TooManyEndpoints { .. }
             | Rejection::UnusableEndpoint { .. }
             | Rejection::UnusableKey { .. }
+            | Rejection::UnusablePort
             | Rejection::OutsidePrefix { .. }
             | Rejection::UnusableAddress { .. }
             | Rejection::TooManyAddresses { .. }

@@ -433,6 +433,52 @@ pub struct Removed {
     pub containers: usize,
 }
 
+/// An access point to make: a person's device that is let into the network.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAccess {
+    /// The node through which the device comes, by name or identifier. May be absent where the network has one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// The device's own WireGuard public key, in base64. The private half stays with the person.
+    #[schema(example = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=")]
+    pub public_key: String,
+    /// Explicit addresses, at most one of each family; the missing ones are allocated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// An access point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Access {
+    /// The name as which the others see the device.
+    pub name: String,
+    /// The name of the node through which it comes.
+    pub via: String,
+    /// The device's own public key.
+    pub public_key: String,
+    /// Its addresses: IPv6, then IPv4 where the network has it.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// Where its node serves it; absent until the node has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<AccessPoint>,
+    /// When it was made.
+    pub created: String,
+}
+
+/// Where a node serves an access point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccessPoint {
+    /// The public key of the node's end.
+    pub public_key: String,
+    /// The UDP port of the node's end.
+    pub port: u16,
+    /// The node's addresses with that port, best first; empty when others cannot reach the node first.
+    pub endpoints: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -16,12 +16,16 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use znet_api::client::{ClientError, ControllerClient, Target};
 use znet_api::rest::{
-    ChangeNetwork, CreateNetwork, CreateOperator, CreateToken, OperatorRole, Removed, Reserve,
+    ChangeNetwork, CreateAccess, CreateNetwork, CreateOperator, CreateToken, OperatorRole, Removed, Reserve,
 };
 use znet_api::token::{JoinToken, OperatorToken};
+use znet_core::controller::{AccessPoint, Command};
 use znet_ctl::rest::{self, Door};
 
 use world::{NODE, ROLES, ROOT, ROUTES, Route, Takes, World};
+
+/// A person's public key.
+const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
 /// A task that is ended when this is dropped.
 struct Task(tokio::task::JoinHandle<()>);
@@ -96,6 +100,12 @@ async fn the_client_library_can_use_every_route() {
         client.reservations("acme").await.unwrap().into_iter().map(|kept| kept.name).collect();
     assert_eq!(names, ["db", "db2"]);
     client.unreserve("acme", "db").await.unwrap();
+    let create = CreateAccess { via: Some("n1".to_owned()), public_key: KEY.to_owned(), addresses: vec![] };
+    let made = client.create_access("acme", "phone", &create).await.unwrap();
+    assert_eq!(client.access("acme", "phone").await.unwrap(), made);
+    assert_eq!(client.accesses("acme").await.unwrap(), [made]);
+    let gone = client.revoke_access("acme", "phone").await.unwrap();
+    assert_eq!(gone, Removed { nodes: 0, containers: 0 }, "its node has not made it yet");
     let one = client.remove_container("acme", "web").await.unwrap();
     assert_eq!(one, Removed { nodes: 0, containers: 1 });
     assert_eq!(client.remove_node("acme", "n1").await.unwrap(), Removed { nodes: 1, containers: 0 });
@@ -220,6 +230,7 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
     let before = world.ok(Method::GET, "/v1/networks/acme", Value::Null).await;
     let (networks, tokens) = ("/v1/networks", "/v1/networks/acme/tokens");
     let kept = "/v1/networks/acme/reservations/x";
+    let access = "/v1/networks/acme/access/x";
     for (method, path, body, status, code) in [
         ("POST", networks, "{", 400, "invalid_argument"),
         ("POST", networks, "\u{0}", 400, "invalid_argument"),
@@ -264,6 +275,21 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
         ("PUT", kept, r#"{"addresses":["10.99.0.1"]}"#, 422, "outside_prefix"),
         ("PUT", kept, r#"{"addresses":["10.77.0.10"]}"#, 409, "address_taken"),
         ("PUT", kept, r#"{"addresses":["10.77.0.300"]}"#, 400, "invalid_argument"),
+        ("PUT", access, "{}", 400, "invalid_argument"),
+        ("PUT", access, r#"{"public_key":"AAAA"}"#, 400, "invalid_argument"),
+        ("PUT", access, &format!(r#"{{"public_key":"{}"}}"#, "A".repeat(43) + "="), 422, "unusable_key"),
+        ("PUT", access, &format!(r#"{{"public_key":"{KEY}","via":"none"}}"#), 404, "unknown_node"),
+        ("PUT", access, &format!(r#"{{"public_key":"{KEY}","port":1}}"#), 400, "invalid_argument"),
+        (
+            "PUT",
+            access,
+            &format!(r#"{{"public_key":"{KEY}","addresses":["10.9.0.1"]}}"#),
+            422,
+            "outside_prefix",
+        ),
+        ("PUT", "/v1/networks/acme/access/web", &format!(r#"{{"public_key":"{KEY}"}}"#), 409, "name_taken"),
+        ("GET", access, "", 404, "unknown_access"),
+        ("DELETE", access, "", 404, "unknown_access"),
         ("GET", "/v1/networks/acme/audit?limit=x", "", 400, "invalid_argument"),
         ("GET", "/v1/networks/acme/audit?lim=1", "", 400, "invalid_argument"),
         ("GET", "/v1/networks/acme/audit?limit=9223372036854775808", "", 400, "invalid_argument"),
@@ -485,4 +511,48 @@ async fn every_described_method_exists_and_no_other() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn an_access_point_is_known_as_its_node_offers_it_until_it_is_revoked_with_its_container() {
+    let world = World::new().await;
+    world.furnish("acme").await;
+    let path = "/v1/networks/acme/access/phone";
+    let made = world.ok(Method::PUT, path, json!({ "public_key": KEY })).await;
+    assert_eq!((&made["via"], &made["public_key"], made.get("point")), (&json!("n1"), &json!(KEY), None));
+    let hosted = world.hub.find("acme").unwrap();
+    let name: znet_core::name::Name = "phone".parse().unwrap();
+    let actor = || znet_ctl::actor::Actor::Node(NODE);
+    let attach = Command::Attach { node: NODE, name: name.clone(), addresses: vec![], public_key: None };
+    hosted.execute(attach, actor()).await.unwrap();
+    let public_key = znet_core::key::PrivateKey::from_bytes([7; 32]).public_key();
+    let point = AccessPoint { public_key, port: 51_884 };
+    hosted.execute(Command::OfferAccess { node: NODE, name, point }, actor()).await.unwrap();
+    let shown = world.ok(Method::GET, path, Value::Null).await;
+    let expected = json!({
+        "public_key": public_key.to_string(), "port": 51_884, "endpoints": ["192.0.2.7:51884"]
+    });
+    assert_eq!((&shown["point"], &shown["addresses"]), (&expected, &made["addresses"]));
+    let container = world.ok(Method::GET, "/v1/networks/acme/containers/phone", Value::Null).await;
+    assert_eq!(container["addresses"], made["addresses"]);
+    assert_eq!(world.ok(Method::PUT, path, json!({ "public_key": KEY })).await, shown, "it is there already");
+    let all = world.ok(Method::GET, "/v1/networks/acme/access", Value::Null).await;
+    assert_eq!(all, json!([shown]));
+
+    let gone = world.ok(Method::DELETE, path, Value::Null).await;
+    assert_eq!(gone, json!({ "nodes": 0, "containers": 1 }));
+    let missing = world.root(Method::GET, "/v1/networks/acme/containers/phone", "").await;
+    missing.is_refusal(404, "unknown_container");
+    let trail = world.ok(Method::GET, "/v1/networks/acme/audit", Value::Null).await;
+    let said: Vec<(&str, &str)> = trail
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["action"].as_str().unwrap(), entry["subject"].as_str().unwrap()))
+        .filter(|(action, _)| action.starts_with("access."))
+        .collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].1.contains("phone") && said[0].1.contains(KEY) && said[0].1.contains("n1"), "{said:?}");
+    assert_eq!(said[1], ("access.offer", "access phone at port 51884 of node n1"));
+    assert_eq!(said[2], ("access.revoke", "access phone"));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::rows::{NodeLifetime, Reservation, TokenSecret};
+use super::rows::{Access, AccessPoint, NodeLifetime, Reservation, TokenSecret};
 use crate::id::{ContainerId, NodeId, TokenId};
 use crate::key::{PrivateKey, PublicKey};
 use crate::map::ContainerRecord;
@@ -120,6 +120,32 @@ pub enum Command {
         /// The container's name.
         name: Name,
     },
+    /// Lets a person's device into the network through a node, as a container of this name. Repeated for the same node
+    /// and key it is idempotent.
+    CreateAccess {
+        /// The name as which the others see the device.
+        name: Name,
+        /// The node through which it comes.
+        node: NodeId,
+        /// The device's own public key.
+        public_key: PublicKey,
+        /// Explicit addresses, at most one of each family; the others are allocated.
+        addresses: Vec<IpAddr>,
+    },
+    /// Tells where a node serves an access point.
+    OfferAccess {
+        /// The node.
+        node: NodeId,
+        /// The access point's name.
+        name: Name,
+        /// Where it is.
+        point: AccessPoint,
+    },
+    /// Takes an access point away, and with it the container as which it was seen.
+    RevokeAccess {
+        /// Its name.
+        name: Name,
+    },
     /// Changes settings of the network.
     Configure(Settings),
     /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
@@ -158,6 +184,8 @@ pub enum Reply {
     },
     /// What is kept for the name.
     Reserved(Reservation),
+    /// The access point.
+    Access(Access),
     /// The containers that went away.
     Removed {
         /// Their identifiers.

@@ -60,6 +60,10 @@ impl Network {
                 self.attach(*node, name, addresses, *public_key, now, rng)
             }
             Command::Detach { node, name } => Ok(match self.container_by_name(name) {
+                // A person's access is taken away by operators alone.
+                Some(container) if self.access(container.record.id).is_some() => {
+                    Decision::nothing(Reply::Removed { containers: Vec::new(), nodes: 0 })
+                }
                 Some(container) if container.record.node == *node => self.remove_containers([container], now),
                 _ => Decision::nothing(Reply::Removed { containers: Vec::new(), nodes: 0 }),
             }),
@@ -70,6 +74,11 @@ impl Network {
             },
             Command::Reserve { name, addresses } => self.reserve(name, addresses, now),
             Command::Unreserve { name } => Ok(self.unreserve(name, now)),
+            Command::CreateAccess { name, node, public_key, addresses } => {
+                self.create_access(name, *node, *public_key, addresses, now)
+            }
+            Command::OfferAccess { node, name, point } => self.offer_access(*node, name, *point),
+            Command::RevokeAccess { name } => self.revoke_access(name, now),
             Command::Configure(settings) => self.configure(settings),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
@@ -93,11 +102,13 @@ impl Network {
         if self.node(&node).is_none() {
             return Err(Rejection::UnknownNode { node });
         }
-        let existing = self.container_by_name(name);
-        if let Some(container) = existing.filter(|container| container.record.node != node) {
-            let node = self.node(&container.record.node).map_or_else(|| name.clone(), |n| n.name.clone());
-            return Err(Rejection::NameTaken { name: name.clone(), node });
+        let (existing, access) = (self.container_by_name(name), self.access_by_name(name));
+        let holders = [existing.map(|c| c.record.node), access.map(|access| access.record.node)];
+        if let Some(holder) = holders.into_iter().flatten().find(|holder| *holder != node) {
+            return Err(self.name_taken(name, holder));
         }
+        // An access point has the addresses that the person's device was told.
+        let addresses = if access.is_some() { &[] } else { addresses };
         if let Some(public_key) = public_key.filter(|key| !key.is_usable()) {
             return Err(Rejection::UnusableKey { public_key });
         }
@@ -105,13 +116,17 @@ impl Network {
         if let Some(holder) = holder.filter(|holder| holder.record.name != *name) {
             return Err(Rejection::KeyTaken { holder: holder.record.name.clone() });
         }
+        if let Some(holder) = public_key.and_then(|key| self.access_by_key(&key)) {
+            return Err(Rejection::KeyTaken { holder: holder.record.name.clone() });
+        }
         if existing.is_none() && self.containers().len() >= MAX_CONTAINERS {
             return Err(Rejection::Full { what: "containers", bound: MAX_CONTAINERS });
         }
-        let held: Vec<IpAddr> = match (existing, self.reservation(name)) {
-            (Some(container), _) => container.record.addresses().collect(),
-            (None, Some(reservation)) => reservation.addresses.clone(),
-            (None, None) => Vec::new(),
+        let held: Vec<IpAddr> = match (existing, access, self.reservation(name)) {
+            (Some(container), _, _) => container.record.addresses().collect(),
+            (None, Some(access), _) => access.record.addresses().collect(),
+            (None, None, Some(reservation)) => reservation.addresses.clone(),
+            (None, None, None) => Vec::new(),
         };
         let chosen = self.choose_addresses(name, addresses, &held, now)?;
         let (public_key, private_key) = match public_key {
@@ -121,7 +136,8 @@ impl Network {
                 (private_key.public_key(), Some(private_key))
             }
         };
-        let id = existing.map_or(self.conf().next_container, |container| container.record.id);
+        let given = existing.map(|container| container.record.id).or(access.map(|access| access.record.id));
+        let id = given.unwrap_or(self.conf().next_container);
         let record = record_of(id, name, node, public_key, &chosen);
         let container = Container { attached: existing.map_or(now, |c| c.attached), record: record.clone() };
         let reply = Reply::Attached { container: record, private_key };
@@ -129,10 +145,8 @@ impl Network {
             return Ok(Decision::nothing(reply));
         }
         let mut changes = self.end_rests(&chosen, now);
-        if existing.is_none() {
-            let next = ContainerId::new(self.conf().next_container.get().saturating_add(1));
-            let conf = NetworkConf { next_container: next, ..self.conf().clone() };
-            changes.push(StateChange::Put(Row::Network(conf)));
+        if given.is_none() {
+            changes.push(self.next_container_given());
         }
         changes.push(StateChange::Put(Row::Container(container)));
         // After the container has let go of them: what somebody has cannot rest.
@@ -141,9 +155,20 @@ impl Network {
         Ok(Decision { changes, reply })
     }
 
+    /// Notes that the next identifier of a container was given away.
+    pub(super) fn next_container_given(&self) -> StateChange {
+        let next = ContainerId::new(self.conf().next_container.get().saturating_add(1));
+        StateChange::Put(Row::Network(NetworkConf { next_container: next, ..self.conf().clone() }))
+    }
+
+    pub(super) fn name_taken(&self, name: &Name, holder: NodeId) -> Rejection {
+        let node = self.node(&holder).map_or_else(|| name.clone(), |node| node.name.clone());
+        Rejection::NameTaken { name: name.clone(), node }
+    }
+
     /// One address of each family that the network has: the explicit one, else the one held, else the lowest free. What
     /// the name's own container or reservation has, it may have in both roles.
-    fn choose_addresses(
+    pub(super) fn choose_addresses(
         &self,
         name: &Name,
         explicit: &[IpAddr],
@@ -193,7 +218,8 @@ impl Network {
         }
     }
 
-    /// Removes containers; their addresses rest, but for those that a reservation keeps.
+    /// Removes containers, with the access points of which they are the far end; their addresses rest, but for those that
+    /// a reservation keeps.
     pub(super) fn remove_containers<'a>(
         &self,
         containers: impl IntoIterator<Item = &'a Container>,
@@ -204,6 +230,9 @@ impl Network {
         for container in containers {
             let record = &container.record;
             changes.push(StateChange::Remove(RowKey::Container(record.id)));
+            if self.access(record.id).is_some() {
+                changes.push(StateChange::Remove(RowKey::Access(record.id)));
+            }
             changes.extend(self.rest_released(&record.name, record.addresses(), now));
             removed.push(record.id);
         }
@@ -215,19 +244,14 @@ impl Network {
         if old.is_none() && self.reservations().len() >= MAX_RESERVATIONS {
             return Err(Rejection::Full { what: "reservations", bound: MAX_RESERVATIONS });
         }
-        let held: Vec<IpAddr> = match (old, self.container_by_name(name)) {
-            (Some(reservation), _) => reservation.addresses.clone(),
-            (None, Some(container)) => container.record.addresses().collect(),
-            (None, None) => Vec::new(),
-        };
+        let in_use = self.in_use(name);
+        let held = old.map_or_else(|| in_use.clone(), |reservation| reservation.addresses.clone());
         let chosen = self.choose_addresses(name, addresses, &held, now)?;
         let reservation = Reservation { name: name.clone(), addresses: chosen.clone() };
         let reply = Reply::Reserved(reservation.clone());
         if old == Some(&reservation) {
             return Ok(Decision::nothing(reply));
         }
-        let in_use: Vec<IpAddr> =
-            self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
         let given_up = old.into_iter().flat_map(|r| r.addresses.clone());
         let given_up = given_up.filter(|address| !chosen.contains(address) && !in_use.contains(address));
         let mut changes = self.end_rests(&chosen, now);
@@ -238,8 +262,7 @@ impl Network {
 
     fn unreserve(&self, name: &Name, now: Timestamp) -> Decision {
         let Some(reservation) = self.reservation(name) else { return Decision::nothing(Reply::Done) };
-        let in_use: Vec<IpAddr> =
-            self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
+        let in_use = self.in_use(name);
         let mut changes = vec![StateChange::Remove(RowKey::Reservation(name.clone()))];
         changes.extend(
             self.let_rest(reservation.addresses.iter().copied().filter(|a| !in_use.contains(a)), now),
@@ -256,7 +279,7 @@ impl Network {
         Ok(Decision { changes, reply: Reply::Done })
     }
 
-    fn rest_released<'a>(
+    pub(super) fn rest_released<'a>(
         &'a self,
         name: &'a Name,
         released: impl Iterator<Item = IpAddr> + 'a,
@@ -277,7 +300,7 @@ impl Network {
 
     /// Ends the rest of addresses that are given away now, as an address is held or rests, never both; and of a few whose
     /// rest is over, so that the store does not keep them for ever.
-    fn end_rests(&self, chosen: &[IpAddr], now: Timestamp) -> Vec<StateChange> {
+    pub(super) fn end_rests(&self, chosen: &[IpAddr], now: Timestamp) -> Vec<StateChange> {
         let rested = self.pools().iter().flat_map(|pool| pool.rested(now).take(RESTED_CLEARED_AT_ONCE));
         let given = chosen.iter().copied().filter(|address| self.rests(address));
         let ended: BTreeSet<IpAddr> = rested.chain(given).collect();

@@ -137,6 +137,7 @@ impl Network {
             return Err(Rejection::UnknownNode { node: *unknown });
         }
         let mut decision = self.remove_containers(ids.iter().flat_map(|id| self.containers_of(*id)), now);
+        decision.changes.extend(self.drop_unserved_accesses(ids, now));
         decision.changes.extend(ids.iter().map(|id| StateChange::Remove(RowKey::Node(*id))));
         if let Reply::Removed { nodes, .. } = &mut decision.reply {
             *nodes = ids.len();

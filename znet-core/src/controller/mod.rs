@@ -5,6 +5,7 @@
 //! the next revision and only then calls [`Network::apply`] and sends the reply. So what was acknowledged is in the
 //! store, and a state can always be rebuilt from the rows that were committed.
 
+mod access;
 mod command;
 mod decide;
 pub mod liveness;
@@ -13,11 +14,12 @@ mod network;
 mod rejection;
 mod rows;
 
+pub use access::MAX_ACCESSES;
 pub use command::{Command, NewNetwork, Reply, Settings};
 pub use decide::Decision;
 pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKENS, Network};
 pub use rejection::Rejection;
 pub use rows::{
-    Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime, Reservation, Resting,
-    Row, RowKey, StateChange, Token, TokenSecret,
+    Access, AccessPoint, Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime,
+    Reservation, Resting, Row, RowKey, StateChange, Token, TokenSecret,
 };

@@ -1,5 +1,7 @@
 //! The state of one network: its rows, the indexes over them, and the map that follows from them.
 
+mod check;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -8,8 +10,8 @@ use rand_core::CryptoRng;
 use super::command::NewNetwork;
 use super::rejection::Rejection;
 use super::rows::{
-    Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, Reservation, Resting, Row, RowKey,
-    StateChange, Token,
+    Access, Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, Reservation, Resting, Row,
+    RowKey, StateChange, Token,
 };
 use crate::addr::{Allocator, check_prefixes, draw_ula_prefix};
 use crate::id::{ContainerId, Epoch, NetworkId, NodeId, Revision, TokenId};
@@ -51,8 +53,10 @@ pub struct Network {
     container_by_key: BTreeMap<PublicKey, ContainerId>,
     containers_of_node: BTreeSet<(NodeId, ContainerId)>,
     reservations: BTreeMap<Name, Reservation>,
+    accesses: BTreeMap<ContainerId, Access>,
+    access_by_name: BTreeMap<Name, ContainerId>,
     resting: BTreeMap<IpAddr, Timestamp>,
-    /// Who has an address: the container, or the reservation, of that name.
+    /// Who has an address: the container, the reservation or the access point of that name.
     holders: BTreeMap<IpAddr, Name>,
     pools: Vec<Allocator>,
     map: Map,
@@ -112,6 +116,8 @@ impl Network {
             container_by_key: BTreeMap::new(),
             containers_of_node: BTreeSet::new(),
             reservations: BTreeMap::new(),
+            accesses: BTreeMap::new(),
+            access_by_name: BTreeMap::new(),
             resting: BTreeMap::new(),
             holders: BTreeMap::new(),
             pools: pools(&conf),
@@ -121,7 +127,7 @@ impl Network {
         };
         // Reservations before containers: a container of a reserved name takes its addresses over.
         let (reservations, others): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|row| matches!(row, Row::Reservation(_)));
+            rows.into_iter().partition(|row| matches!(row, Row::Reservation(_) | Row::Access(_)));
         for row in reservations.into_iter().chain(others) {
             network.put(row);
         }
@@ -172,6 +178,7 @@ impl Network {
             RowKey::Node(id) => self.nodes.get(id).cloned().map(Row::Node),
             RowKey::Container(id) => self.containers.get(id).cloned().map(Row::Container),
             RowKey::Reservation(name) => self.reservations.get(name).cloned().map(Row::Reservation),
+            RowKey::Access(id) => self.accesses.get(id).cloned().map(Row::Access),
             RowKey::Resting(address) => {
                 let until = self.resting.get(address).copied();
                 until.map(|until| Row::Resting(Resting { address: *address, until }))
@@ -265,6 +272,21 @@ impl Network {
         self.reservations.get(name)
     }
 
+    /// All access points.
+    pub fn accesses(&self) -> impl ExactSizeIterator<Item = &Access> {
+        self.accesses.values()
+    }
+
+    /// The access point that is seen as this container.
+    pub fn access(&self, id: ContainerId) -> Option<&Access> {
+        self.accesses.get(&id)
+    }
+
+    /// The access point of this name.
+    pub fn access_by_name(&self, name: &Name) -> Option<&Access> {
+        self.access_by_name.get(name).and_then(|id| self.accesses.get(id))
+    }
+
     /// All addresses that rest, with the time until which they do.
     pub fn resting(&self) -> impl ExactSizeIterator<Item = Resting> + '_ {
         self.resting.iter().map(|(address, until)| Resting { address: *address, until: *until })
@@ -276,6 +298,7 @@ impl Network {
             .chain(self.tokens.values().cloned().map(Row::Token))
             .chain(self.nodes.values().cloned().map(Row::Node))
             .chain(self.reservations.values().cloned().map(Row::Reservation))
+            .chain(self.accesses.values().cloned().map(Row::Access))
             .chain(self.containers.values().cloned().map(Row::Container))
             .chain(self.resting().map(Row::Resting))
     }
@@ -322,6 +345,14 @@ impl Network {
                 }
                 self.reservations.insert(reservation.name.clone(), reservation);
             }
+            Row::Access(access) => {
+                self.forget_access(access.record.id);
+                for address in access.record.addresses() {
+                    self.hold(address, &access.record.name);
+                }
+                self.access_by_name.insert(access.record.name.clone(), access.record.id);
+                self.accesses.insert(access.record.id, access);
+            }
             Row::Resting(Resting { address, until }) => {
                 self.resting.insert(address, until);
                 self.pools.iter_mut().for_each(|pool| pool.rest(address, until));
@@ -358,11 +389,10 @@ impl Network {
             RowKey::Container(id) => self.forget_container(*id),
             RowKey::Reservation(name) => {
                 if let Some(old) = self.reservations.remove(name) {
-                    let kept: Vec<_> =
-                        self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses()).collect();
-                    old.addresses.iter().filter(|a| !kept.contains(a)).for_each(|a| self.drop_hold(*a));
+                    self.drop_holds(name, old.addresses);
                 }
             }
+            RowKey::Access(id) => self.forget_access(*id),
             RowKey::Resting(address) => {
                 self.resting.remove(address);
                 self.pools.iter_mut().for_each(|pool| pool.end_rest(*address));
@@ -376,8 +406,26 @@ impl Network {
         self.container_by_name.remove(&record.name);
         self.container_by_key.remove(&record.public_key);
         self.containers_of_node.remove(&(record.node, id));
-        let reserved = self.reservations.get(&record.name).map(|r| r.addresses.clone()).unwrap_or_default();
-        record.addresses().filter(|a| !reserved.contains(a)).for_each(|a| self.drop_hold(a));
+        self.drop_holds(&record.name, record.addresses());
+    }
+
+    fn forget_access(&mut self, id: ContainerId) {
+        let Some(old) = self.accesses.remove(&id) else { return };
+        self.access_by_name.remove(&old.record.name);
+        self.drop_holds(&old.record.name, old.record.addresses());
+    }
+
+    /// What a name has besides its reservation: as a container, and as an access point, which is to become one.
+    pub(super) fn in_use(&self, name: &Name) -> Vec<IpAddr> {
+        let container = self.container_by_name(name).into_iter().flat_map(|c| c.record.addresses());
+        container.chain(self.access_by_name(name).into_iter().flat_map(|a| a.record.addresses())).collect()
+    }
+
+    /// Lets go of addresses, but for those that the name has in another role.
+    fn drop_holds(&mut self, name: &Name, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut kept = self.in_use(name);
+        kept.extend(self.reservations.get(name).into_iter().flat_map(|r| r.addresses.iter().copied()));
+        addresses.into_iter().filter(|a| !kept.contains(a)).for_each(|a| self.drop_hold(a));
     }
 
     fn hold(&mut self, address: IpAddr, name: &Name) {
@@ -415,58 +463,6 @@ impl Network {
             self.hash.add(record);
         }
         self.map.apply(&change);
-    }
-
-    fn check(&self) -> Result<(), Corrupt> {
-        let corrupt = |what: String| Err(Corrupt { what });
-        let count = self.containers.len();
-        if self.container_by_name.len() != count {
-            return corrupt("two containers have one name".to_owned());
-        }
-        if self.container_by_key.len() != count {
-            return corrupt("two containers have one public key".to_owned());
-        }
-        if self.node_by_name.len() != self.nodes.len() {
-            return corrupt("two nodes have one name".to_owned());
-        }
-        if self.token_by_hash.len() != self.tokens.len() {
-            return corrupt("two tokens have one secret".to_owned());
-        }
-        for container in self.containers.values() {
-            let record = &container.record;
-            if !self.nodes.contains_key(&record.node) {
-                return corrupt(format!(
-                    "container {} is on node {}, which is no member",
-                    record.name, record.node
-                ));
-            }
-            if record.id >= self.conf.next_container {
-                return corrupt(format!(
-                    "container {} has an identifier that was not given yet",
-                    record.name
-                ));
-            }
-            self.check_held(&record.name, record.addresses())?;
-        }
-        if let Some(address) = self.resting.keys().find(|address| self.holders.contains_key(*address)) {
-            return corrupt(format!("address {address} is held and rests"));
-        }
-        for reservation in self.reservations.values() {
-            self.check_held(&reservation.name, reservation.addresses.iter().copied())?;
-        }
-        Ok(())
-    }
-
-    fn check_held(&self, name: &Name, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Corrupt> {
-        for address in addresses {
-            if self.holders.get(&address) != Some(name) {
-                return Err(Corrupt { what: format!("address {address} of {name} is another's too") });
-            }
-            if !self.pools.iter().any(|pool| pool.prefix().contains(&address)) {
-                return Err(Corrupt { what: format!("address {address} of {name} is outside the prefixes") });
-            }
-        }
-        Ok(())
     }
 }
 

@@ -89,6 +89,15 @@ pub enum Rejection {
         /// The name.
         name: Name,
     },
+    /// No access point has this name.
+    #[error("there is no access point {name} in this network")]
+    UnknownAccess {
+        /// The name.
+        name: Name,
+    },
+    /// The node said that it serves an access point at no port.
+    #[error("an access point is served at a UDP port, and 0 is none")]
+    UnusablePort,
     /// The address is not inside the network's prefixes.
     #[error("address {address} is outside the network's prefixes, which `znet-ctl network show` tells")]
     OutsidePrefix {
@@ -196,6 +205,8 @@ impl Rejection {
             Self::UnusableEndpoint { .. } => "unusable_endpoint",
             Self::NameTaken { .. } => "name_taken",
             Self::UnknownContainer { .. } => "unknown_container",
+            Self::UnknownAccess { .. } => "unknown_access",
+            Self::UnusablePort => "unusable_port",
             Self::OutsidePrefix { .. } => "outside_prefix",
             Self::UnusableAddress { .. } => "unusable_address",
             Self::AddressTaken { .. } => "address_taken",

@@ -13,7 +13,8 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use super::command::Settings;
 use super::network::millis;
 use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
-use crate::map::{self, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
+use crate::key::PublicKey;
+use crate::map::{self, AccessRecord, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
 use crate::name::Name;
 use crate::time::Timestamp;
 
@@ -189,6 +190,28 @@ pub struct Reservation {
     pub addresses: Vec<IpAddr>,
 }
 
+/// An access point as the controller keeps it. No private key is in it, neither the person's nor the node's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// What members see of it.
+    #[serde(flatten)]
+    pub record: AccessRecord,
+    /// Where its node serves it; `None` until the node says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<AccessPoint>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// Where a node serves an access point: what the person's device needs to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessPoint {
+    /// The public key of the node's end.
+    pub public_key: PublicKey,
+    /// The UDP port of the node's end.
+    pub port: u16,
+}
+
 /// An address that was released and is not given again before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resting {
@@ -212,6 +235,8 @@ pub enum Row {
     Container(Container),
     /// A reservation.
     Reservation(Reservation),
+    /// An access point.
+    Access(Access),
     /// A resting address.
     Resting(Resting),
 }
@@ -230,6 +255,8 @@ pub enum RowKey {
     Container(ContainerId),
     /// A reservation, by the container's name.
     Reservation(Name),
+    /// An access point, by the container as which it is seen.
+    Access(ContainerId),
     /// A resting address.
     Resting(IpAddr),
 }
@@ -243,6 +270,7 @@ impl Row {
             Self::Node(node) => RowKey::Node(node.id),
             Self::Container(container) => RowKey::Container(container.record.id),
             Self::Reservation(reservation) => RowKey::Reservation(reservation.name.clone()),
+            Self::Access(access) => RowKey::Access(access.record.id),
             Self::Resting(resting) => RowKey::Resting(resting.address),
         }
     }
@@ -265,6 +293,8 @@ impl StateChange {
             Self::Put(Row::Network(conf)) => Some(map::Change::Put(Record::Network(conf.record()))),
             Self::Put(Row::Node(node)) => Some(map::Change::Put(Record::Node(node.record()))),
             Self::Put(Row::Container(c)) => Some(map::Change::Put(Record::Container(c.record.clone()))),
+            Self::Put(Row::Access(a)) => Some(map::Change::Put(Record::Access(a.record.clone()))),
+            Self::Remove(RowKey::Access(id)) => Some(map::Change::Remove(RecordKey::Access(*id))),
             Self::Remove(RowKey::Network) => Some(map::Change::Remove(RecordKey::Network)),
             Self::Remove(RowKey::Node(id)) => Some(map::Change::Remove(RecordKey::Node(*id))),
             Self::Remove(RowKey::Container(id)) => Some(map::Change::Remove(RecordKey::Container(*id))),

@@ -13,7 +13,9 @@ mod record;
 pub use digest::{Digest, SetHash};
 pub use head::{Head, SignedHead};
 pub use member::{Member, Refusal};
-pub use record::{ContainerRecord, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record, RecordKey};
+pub use record::{
+    AccessRecord, ContainerRecord, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record, RecordKey,
+};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -76,6 +78,7 @@ pub struct Map {
     network: Option<NetworkRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     containers: BTreeMap<ContainerId, ContainerRecord>,
+    accesses: BTreeMap<ContainerId, AccessRecord>,
 }
 
 impl Map {
@@ -104,9 +107,20 @@ impl Map {
         self.containers.values()
     }
 
+    /// The access point that is seen as this container.
+    pub fn access(&self, id: ContainerId) -> Option<&AccessRecord> {
+        self.accesses.get(&id)
+    }
+
+    /// All access points, by the container as which each is seen.
+    pub fn accesses(&self) -> impl ExactSizeIterator<Item = &AccessRecord> {
+        self.accesses.values()
+    }
+
     /// Number of records of all kinds.
     pub fn len(&self) -> usize {
-        usize::from(self.network.is_some()) + self.nodes.len() + self.containers.len()
+        let containers = self.containers.len() + self.accesses.len();
+        usize::from(self.network.is_some()) + self.nodes.len() + containers
     }
 
     /// Whether there is no record at all.
@@ -120,6 +134,7 @@ impl Map {
             RecordKey::Network => self.network.clone().map(Record::Network),
             RecordKey::Node(id) => self.nodes.get(&id).cloned().map(Record::Node),
             RecordKey::Container(id) => self.containers.get(&id).cloned().map(Record::Container),
+            RecordKey::Access(id) => self.accesses.get(&id).cloned().map(Record::Access),
         }
     }
 
@@ -127,7 +142,9 @@ impl Map {
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let network = self.network.iter().cloned().map(Record::Network);
         let nodes = self.nodes.values().cloned().map(Record::Node);
-        network.chain(nodes).chain(self.containers.values().cloned().map(Record::Container))
+        let containers = self.containers.values().cloned().map(Record::Container);
+        let accesses = self.accesses.values().cloned().map(Record::Access);
+        network.chain(nodes).chain(containers).chain(accesses)
     }
 
     /// Puts a record under its key and returns the one that it replaced.
@@ -136,6 +153,7 @@ impl Map {
             Record::Network(record) => self.network.replace(record).map(Record::Network),
             Record::Node(record) => self.nodes.insert(record.id, record).map(Record::Node),
             Record::Container(record) => self.containers.insert(record.id, record).map(Record::Container),
+            Record::Access(record) => self.accesses.insert(record.id, record).map(Record::Access),
         }
     }
 
@@ -145,6 +163,7 @@ impl Map {
             RecordKey::Network => self.network.take().map(Record::Network),
             RecordKey::Node(id) => self.nodes.remove(&id).map(Record::Node),
             RecordKey::Container(id) => self.containers.remove(&id).map(Record::Container),
+            RecordKey::Access(id) => self.accesses.remove(&id).map(Record::Access),
         }
     }
 
@@ -168,6 +187,7 @@ impl Map {
         }
         diff_kind(&self.nodes, &new.nodes, RecordKey::Node, Record::Node, &mut changes);
         diff_kind(&self.containers, &new.containers, RecordKey::Container, Record::Container, &mut changes);
+        diff_kind(&self.accesses, &new.accesses, RecordKey::Access, Record::Access, &mut changes);
         changes
     }
 

@@ -61,6 +61,30 @@ impl ContainerRecord {
     }
 }
 
+/// An access point: a device of a person, which the node lets into the network under a container's name and addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessRecord {
+    /// The container as which the others see the device.
+    pub id: ContainerId,
+    /// That container's name.
+    pub name: Name,
+    /// The node through which the device reaches the network.
+    pub node: NodeId,
+    /// The device's own WireGuard public key.
+    pub public_key: PublicKey,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
+    /// Its IPv4 address, where the network has an IPv4 prefix.
+    pub address4: Option<Ipv4Addr>,
+}
+
+impl AccessRecord {
+    /// Its addresses: IPv6, then IPv4 where it has one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V6(self.address6)).chain(self.address4.map(IpAddr::V4))
+    }
+}
+
 /// One entry of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +95,8 @@ pub enum Record {
     Node(NodeRecord),
     /// A container.
     Container(ContainerRecord),
+    /// An access point.
+    Access(AccessRecord),
 }
 
 /// The key under which a record stands in its map.
@@ -83,6 +109,8 @@ pub enum RecordKey {
     Node(NodeId),
     /// A container's record.
     Container(ContainerId),
+    /// An access point's record, by the container as which it is seen.
+    Access(ContainerId),
 }
 
 impl Record {
@@ -92,6 +120,7 @@ impl Record {
             Self::Network(_) => RecordKey::Network,
             Self::Node(record) => RecordKey::Node(record.id),
             Self::Container(record) => RecordKey::Container(record.id),
+            Self::Access(record) => RecordKey::Access(record.id),
         }
     }
 
@@ -116,6 +145,14 @@ impl Record {
             }
             Self::Container(r) => {
                 out.byte(3).bytes(&r.id.get().to_be_bytes()).text(r.name.as_str());
+                out.bytes(r.node.as_bytes()).bytes(r.public_key.as_bytes()).bytes(&r.address6.octets());
+                match r.address4 {
+                    None => out.byte(0),
+                    Some(a) => out.byte(1).bytes(&a.octets()),
+                };
+            }
+            Self::Access(r) => {
+                out.byte(4).bytes(&r.id.get().to_be_bytes()).text(r.name.as_str());
                 out.bytes(r.node.as_bytes()).bytes(r.public_key.as_bytes()).bytes(&r.address6.octets());
                 match r.address4 {
                     None => out.byte(0),

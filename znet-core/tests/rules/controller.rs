@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
 use znet_core::controller::{
-    Command, Container, Decision, MAX_TOKENS, Network, NewNetwork, NodeLifetime, Rejection, Reply, Row,
-    RowKey, Settings, StateChange, Token, TokenSecret,
+    Access, AccessPoint, Command, Container, Decision, MAX_TOKENS, Network, NewNetwork, NodeLifetime,
+    Rejection, Reply, Row, RowKey, Settings, StateChange, Token, TokenSecret,
 };
 use znet_core::id::{NodeId, Revision, TokenId};
 use znet_core::key::{PrivateKey, PublicKey};
-use znet_core::map::{ContainerRecord, Member};
+use znet_core::map::{AccessRecord, ContainerRecord, Member};
 use znet_core::name::Name;
 use znet_core::time::Timestamp;
 
@@ -68,6 +68,9 @@ enum Act {
     RemoveContainer(Name),
     Reserve { name: Name, addresses: Vec<IpAddr> },
     Unreserve(Name),
+    CreateAccess { name: Name, node: u8, key: u8, addresses: Vec<IpAddr> },
+    OfferAccess { name: Name, node: u8, key: u8, port: u16 },
+    RevokeAccess(Name),
     Configure { reserved: Option<Vec<IpNet>>, rest_secs: Option<u64> },
     Collect(Vec<u8>),
     NewEpoch,
@@ -122,7 +125,14 @@ fn act() -> impl Strategy<Value = Act> {
         5 => (nodes(), names()).prop_map(|(node, name)| Act::Detach { node, name }),
         1 => nodes().prop_map(Act::RemoveNode),
         2 => names().prop_map(Act::RemoveContainer),
-        3 => (names(), addresses).prop_map(|(name, addresses)| Act::Reserve { name, addresses }),
+        3 => (names(), addresses.clone()).prop_map(|(name, addresses)| Act::Reserve { name, addresses }),
+        5 => (names(), nodes(), 0u8..7, addresses).prop_map(
+            |(name, node, key, addresses)| Act::CreateAccess { name, node, key, addresses }
+        ),
+        2 => (names(), nodes(), 0u8..3, 0u16..3).prop_map(
+            |(name, node, key, port)| Act::OfferAccess { name, node, key, port }
+        ),
+        2 => names().prop_map(Act::RevokeAccess),
         2 => names().prop_map(Act::Unreserve),
         1 => (
             prop::option::weighted(0.8, reserved),
@@ -257,7 +267,9 @@ impl World {
             }
             Act::Detach { node: n, name } => {
                 let command = Command::Detach { node: node(n), name: name.clone() };
-                if self.model.containers.get(&name).is_some_and(|container| container.node == node(n)) {
+                let access = self.model.accesses.contains_key(&name);
+                let container = self.model.containers.get(&name);
+                if !access && container.is_some_and(|container| container.node == node(n)) {
                     self.model.remove_container(&name, now);
                 }
                 same(self.decide(&command), Ok(()));
@@ -287,6 +299,22 @@ impl World {
             Act::Unreserve(name) => {
                 self.model.unreserve(&name, now);
                 same(self.decide(&Command::Unreserve { name }), Ok(()));
+            }
+            Act::CreateAccess { name, node: n, key: k, addresses } => {
+                self.create_access(node(n), name, key(k), addresses);
+            }
+            Act::OfferAccess { name, node: n, key: k, port } => {
+                let expected = self.model.offer_access(node(n), &name, (key(k), port));
+                let point = AccessPoint { public_key: key(k), port };
+                let command = Command::OfferAccess { node: node(n), name, point };
+                if same(self.decide(&command), expected).is_some() {
+                    let again = self.network.decide(&command, now, &mut self.rng).unwrap();
+                    assert_eq!(again.changes, vec![], "an offer is idempotent");
+                }
+            }
+            Act::RevokeAccess(name) => {
+                let expected = self.model.revoke_access(&name, now);
+                same(self.decide(&Command::RevokeAccess { name }), expected);
             }
             Act::Configure { reserved, rest_secs } => {
                 let expected = self.model.configure(reserved.as_deref(), rest_secs.map(|secs| secs * 1000));
@@ -327,6 +355,16 @@ impl World {
         }
     }
 
+    fn create_access(&mut self, node: NodeId, name: Name, public_key: PublicKey, addresses: Vec<IpAddr>) {
+        let expected = self.model.create_access(&name, node, public_key, &addresses, self.now);
+        let command = Command::CreateAccess { name, node, public_key, addresses };
+        let Some(reply) = same(self.decide(&command), expected.clone().map(drop)) else { return };
+        let Reply::Access(access) = reply else { panic!("another reply: {reply:?}") };
+        assert_eq!(Ok(access.record.addresses().collect()), expected);
+        let again = self.network.decide(&command, self.now, &mut self.rng).unwrap();
+        assert_eq!(again.changes, vec![], "an access point is made once");
+    }
+
     fn check(&mut self) {
         self.check_model();
         self.check_invariants();
@@ -360,6 +398,17 @@ impl World {
         assert_eq!(containers, expected.collect());
         let reservations = network.reservations().map(|r| (r.name.clone(), r.addresses.clone()));
         assert_eq!(reservations.collect::<BTreeMap<_, _>>(), self.model.reservations);
+        let accesses = network.accesses().map(|access| {
+            let record = &access.record;
+            let point = access.point.map(|point| (point.public_key, point.port));
+            (record.name.clone(), (record.node, record.public_key, record.addresses().collect(), point))
+        });
+        let expected = self.model.accesses.iter();
+        let expected = expected.map(|(n, a)| (n.clone(), (a.node, a.key, a.addresses.clone(), a.point)));
+        assert_eq!(
+            accesses.collect::<BTreeMap<_, _>>(),
+            expected.collect::<BTreeMap<_, (_, _, Vec<_>, _)>>()
+        );
         // Those whose rest is over may have been cleared away in the meantime.
         let resting = network.resting().map(|r| (r.address, r.until)).filter(|(_, until)| *until > self.now);
         let expected =
@@ -381,6 +430,17 @@ impl World {
         let addresses: Vec<IpAddr> = records.iter().flat_map(|r| r.addresses()).collect();
         assert!(distinct(addresses.iter().map(ToString::to_string).collect()));
         assert!(self.network.resting().all(|resting| !addresses.contains(&resting.address)));
+        for access in self.network.accesses().map(|access| &access.record) {
+            let seen: Vec<_> =
+                records.iter().filter(|r| r.id == access.id || r.name == access.name).collect();
+            assert!(seen.len() <= 1);
+            for seen in seen {
+                let (id, node) = (seen.id, seen.node);
+                assert_eq!((id, &seen.name, node), (access.id, &access.name, access.node));
+                assert_eq!((seen.address6, seen.address4), (access.address6, access.address4));
+                assert_ne!(seen.public_key, access.public_key);
+            }
+        }
         assert!(distinct(self.network.nodes().map(|n| n.name.to_string()).collect()));
         for node in self.network.nodes() {
             let on_it = self.network.containers_of(node.id).map(|c| c.record.id);
@@ -718,7 +778,20 @@ fn rows_that_contradict_each_other_are_called_corrupt() {
         Row::Token(token)
     };
     let resting = znet_core::controller::Resting { address: container.address6.into(), until: at(9) };
+    let access = |record: AccessRecord| Row::Access(Access { record, point: None, created: at(0) });
+    let point = AccessRecord {
+        id: other.id,
+        name: other.name.clone(),
+        node: other.node,
+        public_key: key(9),
+        address6: other.address6,
+        address4: other.address4,
+    };
     let cases = [
+        access(AccessRecord { node: NodeId::from_bytes([6; 32]), ..point.clone() }),
+        access(AccessRecord { id: next.unwrap(), ..point.clone() }),
+        access(AccessRecord { name: container.name.clone(), ..point.clone() }),
+        access(AccessRecord { address6: container.address6, ..point }),
         put(ContainerRecord { name: container.name.clone(), ..other.clone() }),
         put(ContainerRecord { public_key: container.public_key, ..other.clone() }),
         put(ContainerRecord { address6: container.address6, ..other.clone() }),

@@ -38,6 +38,15 @@ pub(crate) struct ModelContainer {
     pub(crate) key: Option<PublicKey>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ModelAccess {
+    pub(crate) node: NodeId,
+    pub(crate) key: PublicKey,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Key and port of the node's end, once it was told.
+    pub(crate) point: Option<(PublicKey, u16)>,
+}
+
 /// The state, and the same decisions as the real one's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
@@ -48,6 +57,7 @@ pub(crate) struct Model {
     pub(crate) nodes: BTreeMap<NodeId, ModelNode>,
     pub(crate) containers: BTreeMap<Name, ModelContainer>,
     pub(crate) reservations: BTreeMap<Name, Vec<IpAddr>>,
+    pub(crate) accesses: BTreeMap<Name, ModelAccess>,
     pub(crate) resting: BTreeMap<IpAddr, Timestamp>,
 }
 
@@ -116,15 +126,23 @@ impl Model {
         if existing.as_ref().is_some_and(|container| container.node != node) {
             return Err("name_taken");
         }
+        let access = self.accesses.get(name);
+        if access.is_some_and(|access| access.node != node) {
+            return Err("name_taken");
+        }
         if key.is_some_and(|key| key.as_bytes() == &[0; 32]) {
             return Err("unusable_key");
+        }
+        if self.accesses.values().any(|access| Some(access.key) == key) {
+            return Err("key_taken");
         }
         if key.is_some() && self.containers.iter().any(|(other, c)| other != name && c.key == key) {
             return Err("key_taken");
         }
-        let held = match &existing {
-            Some(container) => container.addresses.clone(),
-            None => self.reservations.get(name).cloned().unwrap_or_default(),
+        let (explicit, held) = match (&existing, access) {
+            (_, Some(access)) => (&[] as &[IpAddr], access.addresses.clone()),
+            (Some(container), None) => (explicit, container.addresses.clone()),
+            (None, None) => (explicit, self.reservations.get(name).cloned().unwrap_or_default()),
         };
         let addresses = self.choose(name, explicit, &held, now)?;
         self.containers.insert(name.clone(), ModelContainer { node, addresses: addresses.clone(), key });
@@ -139,8 +157,9 @@ impl Model {
         now: Timestamp,
     ) -> Result<Vec<IpAddr>, Code> {
         let old = self.reservations.get(name).cloned();
+        let of_access = || self.accesses.get(name).map(|access| access.addresses.clone());
         let of_container = || self.containers.get(name).map(|container| container.addresses.clone());
-        let held = old.clone().or_else(of_container).unwrap_or_default();
+        let held = old.clone().or_else(of_container).or_else(of_access).unwrap_or_default();
         let addresses = self.choose(name, explicit, &held, now)?;
         self.reservations.insert(name.clone(), addresses.clone());
         self.settle(old.into_iter().flatten(), now);
@@ -153,8 +172,75 @@ impl Model {
     }
 
     pub(crate) fn remove_container(&mut self, name: &Name, now: Timestamp) {
-        let old = self.containers.remove(name);
-        self.settle(old.into_iter().flat_map(|container| container.addresses), now);
+        let Some(old) = self.containers.remove(name) else { return };
+        self.remove_access(name, now);
+        self.settle(old.addresses.into_iter(), now);
+    }
+
+    fn remove_access(&mut self, name: &Name, now: Timestamp) {
+        let old = self.accesses.remove(name);
+        self.settle(old.into_iter().flat_map(|access| access.addresses), now);
+    }
+
+    pub(crate) fn create_access(
+        &mut self,
+        name: &Name,
+        node: NodeId,
+        key: PublicKey,
+        explicit: &[IpAddr],
+        now: Timestamp,
+    ) -> Result<Vec<IpAddr>, Code> {
+        if !self.nodes.contains_key(&node) {
+            return Err("unknown_node");
+        }
+        if key.as_bytes() == &[0; 32] {
+            return Err("unusable_key");
+        }
+        if let Some(access) = self.accesses.get(name) {
+            let same = access.node == node && access.key == key;
+            let same = same && explicit.iter().all(|address| access.addresses.contains(address));
+            return if same { Ok(access.addresses.clone()) } else { Err("name_taken") };
+        }
+        if self.containers.contains_key(name) {
+            return Err("name_taken");
+        }
+        let of_containers = self.containers.values().any(|container| container.key == Some(key));
+        if of_containers || self.accesses.values().any(|access| access.key == key) {
+            return Err("key_taken");
+        }
+        let held = self.reservations.get(name).cloned().unwrap_or_default();
+        let addresses = self.choose(name, explicit, &held, now)?;
+        let access = ModelAccess { node, key, addresses: addresses.clone(), point: None };
+        self.accesses.insert(name.clone(), access);
+        self.settle(std::iter::empty(), now);
+        Ok(addresses)
+    }
+
+    pub(crate) fn offer_access(
+        &mut self,
+        node: NodeId,
+        name: &Name,
+        point: (PublicKey, u16),
+    ) -> Result<(), Code> {
+        let access = self.accesses.get_mut(name).filter(|access| access.node == node);
+        let access = access.ok_or("unknown_access")?;
+        match point {
+            (key, _) if key.as_bytes() == &[0; 32] => Err("unusable_key"),
+            (_, 0) => Err("unusable_port"),
+            point => {
+                access.point = Some(point);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn revoke_access(&mut self, name: &Name, now: Timestamp) -> Result<(), Code> {
+        if !self.accesses.contains_key(name) {
+            return Err("unknown_access");
+        }
+        self.remove_container(name, now);
+        self.remove_access(name, now);
+        Ok(())
     }
 
     pub(crate) fn remove_node(&mut self, node: &NodeId, now: Timestamp) -> Result<(), Code> {
@@ -162,6 +248,9 @@ impl Model {
         let on_it: Vec<Name> =
             self.containers.iter().filter(|(_, c)| c.node == *node).map(|(name, _)| name.clone()).collect();
         on_it.iter().for_each(|name| self.remove_container(name, now));
+        let unserved: Vec<Name> =
+            self.accesses.iter().filter(|(_, a)| a.node == *node).map(|(name, _)| name.clone()).collect();
+        unserved.iter().for_each(|name| self.remove_access(name, now));
         Ok(())
     }
 
@@ -194,7 +283,8 @@ impl Model {
 
     pub(crate) fn holder(&self, address: IpAddr) -> Option<&Name> {
         let containers = self.containers.iter().map(|(name, container)| (name, &container.addresses));
-        let mut all = containers.chain(&self.reservations);
+        let accesses = self.accesses.iter().map(|(name, access)| (name, &access.addresses));
+        let mut all = containers.chain(&self.reservations).chain(accesses);
         all.find(|(_, addresses)| addresses.contains(&address)).map(|(name, _)| name)
     }
 

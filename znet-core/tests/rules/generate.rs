@@ -6,7 +6,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use znet_core::id::{ContainerId, NetworkId, NodeId};
 use znet_core::key::{PublicKey, SigningKey};
-use znet_core::map::{ContainerRecord, Map, NetworkRecord, NodeRecord, Record};
+use znet_core::map::{AccessRecord, ContainerRecord, Map, NetworkRecord, NodeRecord, Record};
 use znet_core::name::Name;
 
 pub(crate) const NETWORK: NetworkId = NetworkId::from_bytes([7; 16]);
@@ -59,8 +59,22 @@ fn container() -> impl Strategy<Value = Record> {
     })
 }
 
+fn access() -> impl Strategy<Value = Record> {
+    let address4 = prop::option::of(0u8..3);
+    (0u64..5, name(), 0u8..3, 0u8..3, 0u16..3, address4).prop_map(|(id, name, node, key, six, four)| {
+        Record::Access(AccessRecord {
+            id: ContainerId::new(id),
+            name,
+            node: NodeId::from_bytes([node; 32]),
+            public_key: PublicKey::from_bytes([key; 32]),
+            address6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, six),
+            address4: four.map(|n| Ipv4Addr::new(10, 0, 0, n)),
+        })
+    })
+}
+
 pub(crate) fn record() -> impl Strategy<Value = Record> {
-    prop_oneof![1 => network(), 3 => node(), 5 => container()]
+    prop_oneof![1 => network(), 3 => node(), 5 => container(), 3 => access()]
 }
 
 pub(crate) fn map() -> impl Strategy<Value = Map> {

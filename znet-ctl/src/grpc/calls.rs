@@ -10,7 +10,7 @@ use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, netwo
 use znet_api::error::Problem;
 use znet_api::v1;
 use znet_api::v1::controller_server::Controller;
-use znet_core::controller::{Command, Rejection, Reply, TokenSecret};
+use znet_core::controller::{AccessPoint, Command, Rejection, Reply, TokenSecret};
 use znet_core::id::{NodeId, Revision};
 use znet_core::key::PublicKey;
 
@@ -188,6 +188,25 @@ impl Controller for Calls {
         let command = Command::SetEndpoints { node, endpoints };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
         Ok(Response::new(v1::ReportReply { revision: done.revision.get() }))
+    }
+
+    async fn offer_access(
+        &self,
+        request: Request<v1::OfferAccessRequest>,
+    ) -> Result<Response<v1::OfferAccessReply>, Status> {
+        let (node, limit) = (node(&request)?, limit(&request));
+        let asked = request.into_inner();
+        let hosted = self.network_of(node, &asked.network)?;
+        let public_key = <[u8; 32]>::try_from(asked.public_key.as_slice());
+        let public_key = public_key.map_err(|_| problem(&invalid("public_key", "32 bytes expected")))?;
+        let port = u16::try_from(asked.port).map_err(|error| problem(&invalid("port", error)))?;
+        let command = Command::OfferAccess {
+            node,
+            name: name(&asked.name).map_err(|error| problem(&error))?,
+            point: AccessPoint { public_key: PublicKey::from_bytes(public_key), port },
+        };
+        let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
+        Ok(Response::new(v1::OfferAccessReply { revision: done.revision.get() }))
     }
 
     async fn wait_applied(

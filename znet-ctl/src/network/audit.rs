@@ -22,6 +22,9 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
         Command::RemoveContainer { .. } => "container.remove",
         Command::Reserve { .. } => "reservation.put",
         Command::Unreserve { .. } => "reservation.remove",
+        Command::CreateAccess { .. } => "access.create",
+        Command::OfferAccess { .. } => "access.offer",
+        Command::RevokeAccess { .. } => "access.revoke",
         Command::Configure(_) => "network.change",
         Command::Collect { .. } => "node.collect",
         Command::NewEpoch => "network.epoch",
@@ -72,6 +75,14 @@ pub(super) fn note(
             format!("reservation {name}: {}", list(&reservation.addresses))
         }
         (Command::Unreserve { name }, _) => format!("reservation {name}"),
+        (Command::CreateAccess { node, public_key, .. }, Reply::Access(access)) => {
+            let (node, addresses) = (node_name(before, node), access.record.addresses().collect::<Vec<_>>());
+            format!("access {} of {public_key} by node {node}: {}", access.record.name, list(&addresses))
+        }
+        (Command::OfferAccess { node, name, point }, _) => {
+            format!("access {name} at port {} of node {}", point.port, node_name(before, node))
+        }
+        (Command::RevokeAccess { name }, _) => format!("access {name}"),
         (Command::Configure(settings), _) => {
             let reserved =
                 settings.reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));

@@ -4,6 +4,7 @@
 //! everything. A refusal is always a problem document (RFC 9457), whoever made it. What is asked for is decided by the
 //! networks: here is only who may ask, and how it is said.
 
+mod access;
 #[allow(unused_qualifications, reason = "what utoipa generates for the query")]
 mod audit;
 mod auth;
@@ -44,7 +45,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .title("znet controller")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Networks, join tokens, nodes, containers, reservations and the audit trail of a znet controller.",
+            "Networks, join tokens, nodes, containers, reservations, access points and the audit trail of a znet controller.",
         ))
         .license(Some(license))
         .build();
@@ -74,6 +75,8 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(containers::show, containers::remove))
         .routes(routes!(reservations::list))
         .routes(routes!(reservations::put, reservations::remove))
+        .routes(routes!(access::list))
+        .routes(routes!(access::show, access::put, access::revoke))
         .routes(routes!(garbage::list, garbage::collect))
         .routes(routes!(audit::list))
         .routes(routes!(audit::all))

@@ -47,12 +47,12 @@ pub(super) fn all(hosted: &Hosted) -> Result<Vec<Node>, Failed> {
 }
 
 /// A node by name or identifier.
-fn find<'a>(network: &'a Network, wanted: &str) -> Option<&'a core::Node> {
+pub(super) fn find<'a>(network: &'a Network, wanted: &str) -> Option<&'a core::Node> {
     let by_name = wanted.parse().ok().and_then(|name| network.node_by_name(&name));
     by_name.or_else(|| wanted.parse::<NodeId>().ok().and_then(|id| network.node(&id)))
 }
 
-fn no_such_node(hosted: &Hosted, wanted: &str) -> Failed {
+pub(super) fn no_such_node(hosted: &Hosted, wanted: &str) -> Failed {
     unknown("unknown_node", format!("there is no node {} in network {}", beginning(wanted), hosted.name()))
 }
 

@@ -87,8 +87,10 @@ const READ_ALL: Takes = Takes::Everywhere("read");
 const ADMIN_ALL: Takes = Takes::Everywhere("admin");
 const OPERATOR: &str = r#"{"note":"ci","role":"read"}"#;
 
+const ACCESS: &str = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="}"#;
+
 /// All routes. The network goes last.
-pub(crate) const ROUTES: [Route; 30] = [
+pub(crate) const ROUTES: [Route; 34] = [
     route("GET", "/healthz", Takes::Nothing, "", "", 200),
     route("GET", "/openapi.json", Takes::Nothing, "", "", 200),
     route("GET", "/metrics", READ_ALL, "", "", 200),
@@ -110,6 +112,10 @@ pub(crate) const ROUTES: [Route; 30] = [
     route("GET", "/v1/networks/{network}/reservations", READ, "", "", 200),
     route("PUT", "/v1/networks/{network}/reservations/{name}", DEPLOY, "db", "{}", 200),
     route("DELETE", "/v1/networks/{network}/reservations/{name}", DEPLOY, "none", "", 204),
+    route("GET", "/v1/networks/{network}/access", READ, "", "", 200),
+    route("GET", "/v1/networks/{network}/access/{name}", READ, "none", "", 404),
+    route("PUT", "/v1/networks/{network}/access/{name}", DEPLOY, "phone", ACCESS, 200),
+    route("DELETE", "/v1/networks/{network}/access/{name}", DEPLOY, "none", "", 404),
     route("GET", "/v1/networks/{network}/garbage", READ, "", "", 200),
     route("POST", "/v1/networks/{network}/garbage", ADMIN, "", "", 200),
     route("GET", "/v1/networks/{network}/audit", READ, "", "", 200),
