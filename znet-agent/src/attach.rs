@@ -442,6 +442,7 @@ pub(crate) fn device(attachment: &Attachment, key: &PrivateKey, mtu: u32) -> Dev
         private_key: WirePrivateKey(key.clone()),
         addresses: attachment.addresses.clone(),
         mtu,
+        relay: false,
     }
 }
 

@@ -84,6 +84,10 @@ pub struct Device {
     pub addresses: Vec<IpAddr>,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// It passes on what others send and get, so that no address is more its own than another: the outer device of an
+    /// access point. An engine of a version that does not know this takes it for a device without any address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relay: bool,
 }
 
 /// How a batch of peers relates to the directory.

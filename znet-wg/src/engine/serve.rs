@@ -192,6 +192,7 @@ fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
                 private_key: WirePrivateKey(device.private_key().clone()),
                 addresses,
                 mtu: device.mtu(),
+                relay: device.addresses == OwnAddresses::Any,
             };
             let fds: [BorrowedFd<'_>; 2] = [source.tun.as_fd(), uapi.as_fd()];
             send_frame(stream, &Reply::Device { network: *id, device: wire, gone: source.is_gone() }, &fds)?;

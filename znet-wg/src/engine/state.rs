@@ -139,8 +139,8 @@ impl State {
             (None, Some(ports)) => ports.source.tun.clone(),
             (None, None) => return Err("this device is not served".to_owned()),
         };
-        let WireDevice { id, name, private_key, addresses, mtu } = device;
-        let own = OwnAddresses::Only(addresses);
+        let WireDevice { id, name, private_key, addresses, mtu, relay } = device;
+        let own = if relay { OwnAddresses::Any } else { OwnAddresses::Only(addresses) };
         served.network.put_device(Device::new(id, name, private_key.0, own, mtu, tun));
         if let Some((source, uapi)) = watched {
             if let Some(old) = served.ports.remove(&id) {

@@ -1,5 +1,6 @@
 //! TUN devices, with the kernel's offloads where it has them: a read brings up to 64 KiB of one flow as one packet, a write
-//! takes as much.
+//! takes as much. A pair of sockets takes the place of two devices where packets go from one to the other and no kernel
+//! has to see them ([`pair`]).
 
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
@@ -7,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt};
 
 use crate::net::Port;
 use crate::offload::{Offloads, VNET_LEN, VnetHeader};
@@ -15,6 +17,9 @@ use crate::offload::{Offloads, VNET_LEN, VnetHeader};
 pub const MAX_IFNAME: usize = 15;
 /// Packets that the kernel keeps for a slow reader: some milliseconds at full speed.
 const TX_QUEUE_LEN: libc::c_int = 1_000;
+
+/// Bytes that wait at most between the ends of a [`pair`], as the kernel counts them: some thirty of the largest packets.
+const PAIR_BUFFER: usize = 2 << 20;
 
 /// Why no TUN device could be made.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +88,7 @@ mod offload {
     pub(super) const USO6: i32 = 0x40;
 }
 
-/// A TUN device, or one queue of it.
+/// A TUN device, or one queue of it; or one end of a [`pair`].
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
@@ -144,6 +149,9 @@ impl Tun {
     /// The kernel's, for what is no TUN device.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        if getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket) {
+            return Ok(Self { fd, vnet: true, offloads: Offloads { tcp4: true, tcp6: true, udp: true } });
+        }
         let flags = interface(fd.as_fd())?.1;
         let vnet = flags & libc::IFF_VNET_HDR != 0;
         let mut offloads = Offloads::default();
@@ -168,6 +176,10 @@ impl Tun {
         let mut header = [0; VNET_LEN];
         let slices = &mut [io::IoSliceMut::new(&mut header), io::IoSliceMut::new(buffer)];
         let length = nix::sys::uio::readv(&self.fd, slices)?;
+        if length == 0 {
+            // Only a pair of sockets has an end, when there is nobody at its other one.
+            return Err(Errno::EBADFD);
+        }
         let header = VnetHeader::parse(&header).unwrap_or_default();
         Ok((header, length.saturating_sub(VNET_LEN)))
     }
@@ -179,6 +191,20 @@ impl Tun {
     pub fn name(&self) -> io::Result<String> {
         Ok(interface(self.fd.as_fd())?.0)
     }
+}
+
+/// The two ends of a way for packets that stands for two TUN devices with a wire between them: what is written to one end
+/// is read from the other, with the same header before each packet.
+///
+/// # Errors
+/// The kernel's.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    for end in [&one, &other] {
+        setsockopt(end, sockopt::SndBufForce, &(PAIR_BUFFER / 2))?;
+    }
+    Ok((one, other))
 }
 
 /// Whether TUN devices can be made here, tried once.
@@ -258,4 +284,35 @@ pub fn set_queue_length(socket: &impl AsFd, name: &str) -> io::Result<()> {
     // SAFETY: the descriptor is open and the request outlives the call, which only reads it.
     unsafe { ioctl::siocsiftxqlen(socket.as_fd().as_raw_fd(), &raw const request) }?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn a_pair_keeps_packets_apart_and_ends_when_nobody_is_at_its_other_end() {
+        let (one, other) = pair().unwrap();
+        let (one, other) = (Tun::adopt(one).unwrap(), Tun::adopt(other).unwrap());
+        let header = VnetHeader { gso_type: 1, gso_size: 1_400, hdr_len: 40, ..VnetHeader::default() };
+        let (small, large) = (vec![1; 20], vec![2; 65_535]);
+        for packet in [&small, &large] {
+            assert!(one.deliver(&[IoSlice::new(&header.encode()), IoSlice::new(packet)]));
+        }
+        let mut buffer = vec![0; 70_000];
+        for packet in [&small, &large] {
+            assert_eq!(other.read(&mut buffer), Ok((header, packet.len())));
+            assert_eq!(buffer[..packet.len()], packet[..]);
+        }
+        assert_eq!(other.read(&mut buffer), Err(Errno::EAGAIN));
+        let sent =
+            (0..10_000).take_while(|_| one.deliver(&[IoSlice::new(&header.encode()), IoSlice::new(&large)]));
+        let sent = sent.count();
+        assert!((8..1_000).contains(&sent), "{sent} of the largest packets wait");
+        drop(one);
+        (0..sent).for_each(|_| assert!(other.read(&mut buffer).is_ok()));
+        assert_eq!(other.read(&mut buffer), Err(Errno::EBADFD));
+        assert!(!other.deliver(&[IoSlice::new(&header.encode()), IoSlice::new(&small)]));
+    }
 }
