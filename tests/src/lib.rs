@@ -12,6 +12,7 @@
 mod cluster;
 mod controller;
 mod fleet;
+mod laptop;
 mod member;
 mod node;
 mod ping;
@@ -24,6 +25,7 @@ mod world;
 pub use cluster::Cluster;
 pub use controller::{Controller, ControllerOptions, NetworkSpec};
 pub use fleet::{Acknowledged, FleetNode, Watcher};
+pub use laptop::Laptop;
 pub use member::Member;
 pub use node::{Node, NodeOptions};
 pub use programs::program;

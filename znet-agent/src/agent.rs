@@ -21,6 +21,7 @@ use znet_core::map::{MAX_ENDPOINTS, Member};
 use znet_core::name::Name;
 use znet_wg::control::Peer;
 
+use crate::access;
 use crate::contact::{Contact, Controller};
 use crate::dns::Dns;
 use crate::dns::names::Directory;
@@ -78,6 +79,8 @@ pub struct JoinedState {
     pub releases: BTreeSet<Name>,
     /// The endpoints that the controller was told last.
     pub reported: Vec<SocketAddr>,
+    /// The access points of this node.
+    pub access: access::State,
 }
 
 /// A network that this node is a member of.
@@ -229,8 +232,8 @@ impl Agent {
 
     /// What the engine serves of networks that this node is no member of goes away, and sockets that nobody serves.
     fn remove_strangers(&self) {
-        let members: BTreeSet<NetworkId> =
-            self.networks().iter().map(|joined| joined.membership.network).collect();
+        let of = |joined: &Arc<Joined>| [Some(joined.membership.network), joined.state().access.network()];
+        let members: BTreeSet<NetworkId> = self.networks().iter().flat_map(of).flatten().collect();
         let mut engine = self.engine();
         let served: Vec<NetworkId> = engine.networks().keys().copied().collect();
         for stranger in served.into_iter().filter(|id| !members.contains(id)) {
@@ -264,6 +267,7 @@ impl Agent {
         let map_behind = Mutex::new(behind.then(Instant::now));
         let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
         let releases = self.files.releases(id)?;
+        let access = access::State::new(self.files.access(id)?);
         // Without a map the engine knows better: links that it serves go on.
         let peers_unknown = served.is_some() && member.head().is_none();
         if !peers_unknown {
@@ -283,7 +287,7 @@ impl Agent {
             directory: Arc::new(Directory::of(member.map(), member.revision())),
             map_behind,
             peers_unknown: AtomicBool::new(peers_unknown),
-            state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new() }),
+            state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new(), access }),
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
         });
         self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(id, joined.clone());
@@ -296,6 +300,10 @@ impl Agent {
         if let Some(left) = left {
             left.controller.tell(Contact::Away("the network was left".to_owned()));
             left.state().attachments.clear();
+            let access = left.state().access.network();
+            if let Some(access) = access {
+                self.engine().remove_network(access);
+            }
         }
         self.engine().remove_network(network);
         if let Err(error) = self.files.remove_network(network) {
@@ -375,7 +383,11 @@ impl Agent {
 
     /// All peers of a network, for an engine that starts.
     pub fn all_peers(&self, network: NetworkId) -> Vec<Peer> {
-        let Some(joined) = self.network(network) else { return Vec::new() };
+        let Some(joined) = self.network(network) else {
+            let serves = |joined: &Arc<Joined>| joined.state().access.network() == Some(network);
+            let joined = self.networks().into_iter().find(serves);
+            return joined.map(|joined| access::peers(self, &joined)).unwrap_or_default();
+        };
         let state = joined.state();
         self.viewpoint(&joined.membership).peers(state.member.map()).collect()
     }

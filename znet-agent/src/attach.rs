@@ -16,6 +16,7 @@ use znet_core::plan::{DeviceKey, Observed, plan};
 use znet_local::Owner;
 use znet_wg::control::{Device, WirePrivateKey};
 
+use crate::access::is_access;
 use crate::agent::{Agent, Joined};
 use crate::error::AgentError;
 use crate::files::Attachment;
@@ -62,6 +63,9 @@ pub async fn attach(
 ) -> Result<Attachment, AgentError> {
     check_ifname(&order.ifname)?;
     let guard = joined.lock_name(&order.name).await;
+    if is_access(joined, &order.name) {
+        return Err(AgentError::AccessPoint { name: order.name });
+    }
     let netns_id = preflight(joined, &order).await?;
     if let Some(mut existing) = existing(agent, joined, &order, netns_id).await? {
         if existing.no_dns != order.no_dns {
@@ -178,6 +182,7 @@ pub(crate) async fn release_leftovers(agent: &Arc<Agent>, joined: &Arc<Joined>) 
     let names: Vec<Name> = {
         let state = joined.state();
         let ours = state.member.map().containers().filter(|record| is_ours(record, agent.node));
+        let ours = ours.filter(|record| state.member.map().access(record.id).is_none());
         let orphans = ours.map(|record| &record.name).filter(|name| !state.attachments.contains_key(name));
         orphans.chain(&state.releases).cloned().collect()
     };
@@ -218,12 +223,12 @@ async fn note_release(
     blocking(move || agent.files.put_releases(network, &releases)).await
 }
 
-fn network_bytes(joined: &Joined) -> Vec<u8> {
+pub(crate) fn network_bytes(joined: &Joined) -> Vec<u8> {
     joined.membership.network.as_bytes().to_vec()
 }
 
 /// Waits for a controller's answer, but not for ever.
-async fn bounded<T>(
+pub(crate) async fn bounded<T>(
     joined: &Joined,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, AgentError> {

@@ -137,7 +137,11 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
     };
     let reply =
         client.join(request).await.map_err(|status| AgentError::Controller((&status).into()))?.into_inner();
-    joined.state().reported = endpoints;
+    {
+        let mut state = joined.state();
+        state.reported = endpoints;
+        state.access.offer_again();
+    }
     let (keeping, kept) = (agent.clone(), joined.clone());
     blocking(move || keeping.files.put_membership(&kept.membership)).await?;
     *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -308,7 +312,8 @@ async fn apply(
             };
             joined.directory.apply(&delta.changes, delta.to);
             tell_engine(agent, joined, touched, Some(wire)).await?;
-            if delta.changes.iter().any(|change| matches!(change, Change::Remove(_))) {
+            let wakes = |change| matches!(change, &Change::Remove(_) | &Change::Put(Record::Access(_)));
+            if delta.changes.iter().any(wakes) {
                 agent.wake.notify_one();
             }
             release_strangers(agent, joined, &delta.changes);
@@ -353,10 +358,14 @@ fn release_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>, changes: &[Change
     let names: Vec<Name> = {
         let state = joined.state();
         let ours = changes.iter().filter_map(|change| match change {
-            Change::Put(Record::Container(record)) if is_ours(record, agent.node) => Some(&record.name),
+            Change::Put(Record::Container(record)) if is_ours(record, agent.node) => Some(record),
             _ => None,
         });
-        ours.filter(|name| !state.attachments.contains_key(*name)).cloned().collect()
+        ours.filter(|record| state.member.map().access(record.id).is_none())
+            .map(|record| &record.name)
+            .filter(|name| !state.attachments.contains_key(*name))
+            .cloned()
+            .collect()
     };
     if names.is_empty() {
         return;

@@ -72,6 +72,14 @@ pub enum AgentError {
         /// Its owner.
         owner: Box<Owner>,
     },
+    /// The name is an access point's.
+    #[error(
+        "{name} is an access point of the network; choose another name, or have an operator revoke it first"
+    )]
+    AccessPoint {
+        /// The name.
+        name: Name,
+    },
     /// The interface's name cannot be one.
     #[error("{name:?} is no name for an interface: use 1 to 15 characters without / and white space")]
     Ifname {
@@ -140,6 +148,7 @@ impl AgentError {
             Self::OwnedAlready { .. } => (409, "owned_already"),
             Self::UnknownOwner { .. } => (404, "unknown_owner"),
             Self::NetnsInUse { .. } => (409, "netns_in_use"),
+            Self::AccessPoint { .. } => (409, "access_point"),
             Self::Ifname { .. } => (422, "invalid_ifname"),
             Self::Token(_) => (422, "invalid_token"),
             Self::Busy { .. } => (409, "busy"),

@@ -1,4 +1,5 @@
-//! What the agent keeps on disk: its own key, its memberships without secrets, its attachments without keys, and the
+//! What the agent keeps on disk: its own key, its memberships without secrets, its attachments without keys, what people's files
+//! name of its access points, and the
 //! last map of each network that it could verify. Files are replaced whole, so a crash leaves the old or the new one.
 //!
 //! Nobody can log in to a node, so a damaged file never keeps it from starting: what cannot be read is put aside, and
@@ -26,6 +27,7 @@ use znet_core::map::{Member, Record, Refusal, SignedHead};
 use znet_core::name::Name;
 use znet_local::Owner;
 
+use crate::access::Kept;
 use crate::error::AgentError;
 use crate::host::netns::NetnsId;
 
@@ -198,6 +200,23 @@ impl Files {
     /// [`AgentError::File`].
     pub fn put_releases(&self, network: NetworkId, releases: &BTreeSet<Name>) -> Result<(), AgentError> {
         replace(&self.network_dir(network).join("releases.json"), &json(releases)?, false)
+    }
+
+    /// What is kept of a network's access points.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn access(&self, network: NetworkId) -> Result<Kept, AgentError> {
+        Ok(read_json(&self.network_dir(network).join("access.json"))?.unwrap_or_default())
+    }
+
+    /// Keeps it, private keys included, for root alone: nobody else could make them again.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub fn put_access(&self, network: NetworkId, kept: &Kept) -> Result<(), AgentError> {
+        let text = zeroize::Zeroizing::new(json(kept)?);
+        replace(&self.network_dir(network).join("access.json"), &text, true)
     }
 
     /// Keeps a verified map, in place of the one before and of the deltas that led on from that.

@@ -6,6 +6,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`access`] | access points: people's devices that this node lets in |
 //! | [`agent`] | the agent as a whole, and what it knows of each network |
 //! | [`contact`] | whether the controller can be asked, and waiting until it can |
 //! | [`control`] | the control stream of one network: join, watch, apply, acknowledge |
@@ -21,6 +22,7 @@
 //! | [`client`] | a client of that socket |
 //! | [`cli`] | the command line |
 
+pub mod access;
 pub mod agent;
 pub mod attach;
 pub mod cli;

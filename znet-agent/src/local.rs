@@ -21,6 +21,7 @@ use znet_local::{
 };
 use znet_wg::control::{DeviceStats, NetworkStats};
 
+use crate::access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{AttachOrder, attach, blocking, detach};
 use crate::dns::serve::DnsStats;
@@ -96,6 +97,30 @@ pub struct NetworkStatus {
     pub dropped: NetworkStats,
     /// The containers of this node.
     pub attached: Vec<ContainerStatus>,
+    /// The access points of this node.
+    #[serde(default)]
+    pub access: Vec<ServedAccess>,
+}
+
+/// An access point: a person's device that this node lets in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServedAccess {
+    /// Its name.
+    pub name: String,
+    /// The number of the container as which the others see it.
+    pub container: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The UDP port at which the person's device is served, once it is.
+    pub port: Option<u16>,
+    /// The name under which `wg(8)` finds the device towards the network.
+    pub inner_device: String,
+    /// The name under which `wg(8)` finds the device towards the person.
+    pub outer_device: String,
+    /// The figures of the device towards the network.
+    pub inner: Option<DeviceStats>,
+    /// The figures of the device towards the person.
+    pub outer: Option<DeviceStats>,
 }
 
 /// `GET /v1/status`
@@ -314,6 +339,7 @@ fn status_of(agent: &Agent) -> Status {
                 .find(|(n, _)| *n == id)
                 .map(|(_, stats)| *stats)
                 .unwrap_or_default(),
+            access: access::status(agent, &joined, &stats),
             attached: attachments
                 .iter()
                 .map(|a| ContainerStatus {

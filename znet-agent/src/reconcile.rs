@@ -11,6 +11,7 @@ use znet_core::key::PrivateKey;
 use znet_core::plan::{Desired, DeviceKey, Observed, ObservedService, Step, plan};
 use znet_wg::control::Device;
 
+use crate::access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{
     addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
@@ -142,6 +143,9 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
     .await?;
     for joined in agent.networks() {
         remove_strangers(agent, &joined).await;
+        if let Err(error) = access::look(agent, &joined, &gone, links_too || new).await {
+            tracing::warn!(%error, "the access points are not as they should be; trying again");
+        }
         if links_too {
             release_leftovers(agent, &joined).await?;
             report_endpoints(agent, &joined).await;
@@ -191,10 +195,14 @@ async fn remove_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>) {
         let engine = agent.engine();
         engine.networks().get(&network).map(|held| held.devices.keys().copied().collect()).unwrap_or_default()
     };
+    let accesses = access::containers(agent, joined);
     let (strangers, expelled) = {
         let state = joined.state();
         let known: BTreeSet<_> = state.attachments.values().map(|a| a.container).collect();
-        let strangers: Vec<_> = served.into_iter().filter(|id| !known.contains(id)).collect();
+        let known = |id: &_| known.contains(id) || accesses.contains(id);
+        // Without a map nobody knows whether it is an access point's.
+        let mapped = state.member.head().is_some();
+        let strangers: Vec<_> = served.into_iter().filter(|id| mapped && !known(id)).collect();
         let revision = state.member.revision();
         let map = state.member.map();
         let gone = |a: &&Attachment| {

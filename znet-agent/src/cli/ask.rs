@@ -108,6 +108,23 @@ fn print_status(status: &Status, format: Format) {
     });
     let headings = ["NETWORK", "CONTROLLER", "REVISION", "PORT", "NODES", "CONTAINERS", "HERE"];
     output::table(&headings, networks);
+    let access = status.networks.iter().flat_map(|network| {
+        network.access.iter().map(|access| {
+            vec![
+                network.name.clone(),
+                access.name.clone(),
+                access.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                access.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
+                access.outer_device.clone(),
+                access.outer.map(|stats| stats.to_string()).unwrap_or_default(),
+            ]
+        })
+    });
+    let access: Vec<Vec<String>> = access.collect();
+    if !access.is_empty() {
+        output::line("");
+        output::table(&["NETWORK", "ACCESS", "ADDRESSES", "PORT", "DEVICE", "TRAFFIC"], access);
+    }
     let containers: Vec<Vec<String>> = status
         .networks
         .iter()

@@ -13,7 +13,7 @@ pub const WIREGUARD_DIR: &str = "/var/run/wireguard";
 /// How the names of znet's devices begin.
 pub const DEVICE_PREFIX: &str = "zn";
 /// How many ports are tried after the one wanted.
-const PORTS_TRIED: u16 = 64;
+pub const PORTS_TRIED: u16 = 64;
 
 /// Why a port could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ use znet_api::rest::OperatorRole;
 use znet_api::tls::Pin;
 use znet_cli::Common;
 
+use super::access::AccessCommand;
 use crate::migrate::Side;
 use crate::store::Location;
 
@@ -84,6 +85,12 @@ pub enum Command {
         after_help = "Examples:\n  znet-ctl reservation add acme db --address 10.77.0.10\n  znet-ctl reservation list acme"
     )]
     Reservation(ReservationCommand),
+    /// Let laptops and phones with stock WireGuard into a network
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  znet-ctl access create acme laptop --via edge-7 --output-file laptop.conf\n  znet-ctl access list acme"
+    )]
+    Access(AccessCommand),
     /// Create, list and revoke operators' tokens
     #[command(
         subcommand,

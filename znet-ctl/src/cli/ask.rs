@@ -40,6 +40,7 @@ impl Asker {
             Command::Node(command) => self.node(command).await,
             Command::Container(command) => self.container(command).await,
             Command::Reservation(command) => self.reservation(command).await,
+            Command::Access(command) => self.access(command).await,
             Command::Operator(command) => self.operator(command).await,
             Command::Status { network, watch } => self.status(network.as_deref(), watch).await,
             Command::Gc { network, dry_run, yes } => self.gc(network, dry_run, yes).await,

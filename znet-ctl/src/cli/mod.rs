@@ -1,5 +1,6 @@
 //! The command line: `serve` is the daemon, `restore` works on its files, everything else asks it.
 
+mod access;
 mod apply;
 mod args;
 mod ask;
@@ -8,8 +9,10 @@ mod gc;
 mod members;
 mod networks;
 mod operators;
+mod qr;
 mod store;
 mod watch;
+mod wg_quick;
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
