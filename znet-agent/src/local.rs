@@ -1,5 +1,6 @@
 //! The socket on which runtimes and people talk to the agent: JSON over HTTP on a Unix socket that only root may use.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

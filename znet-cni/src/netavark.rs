@@ -186,6 +186,7 @@ impl Exec {
             wait_millis: None,
             wait_controller_millis: Some(WAIT_CONTROLLER_MILLIS),
             owner: Some(self.owner()),
+            no_dns: false,
         })
     }
 }
@@ -197,7 +198,8 @@ fn status(attached: &AttachedContainer) -> Value {
     let interface = json!({ "mac_address": NO_MAC, "subnets": subnets });
     let mut interfaces = Map::new();
     interfaces.insert(attached.ifname.clone(), interface);
-    json!({ "dns_search_domains": [], "dns_server_ips": [], "interfaces": interfaces })
+    let dns = attached.dns.clone().unwrap_or_default();
+    json!({ "dns_search_domains": dns.search, "dns_server_ips": dns.nameservers, "interfaces": interfaces })
 }
 
 #[cfg(test)]

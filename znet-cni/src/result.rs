@@ -39,13 +39,22 @@ pub(crate) fn result(config: &Config, attached: &AttachedContainer, sandbox: &Pa
         table: None,
         scope: None,
     }));
-    result.dns = dns(config, result.dns);
+    result.dns = dns(config, result.dns, attached);
     result
 }
 
-/// What the configuration says, which the specification has plugins pass on, or else what the plugins before said.
-fn dns(config: &Config, before: Option<Dns>) -> Option<Dns> {
-    config.conf.dns.clone().filter(|dns| *dns != Dns::default()).or(before)
+/// What the configuration says, which the specification has plugins pass on, or else what the plugins before said, or else the
+/// resolver that the agent has in the container.
+fn dns(config: &Config, before: Option<Dns>, attached: &AttachedContainer) -> Option<Dns> {
+    let said = config.conf.dns.clone().filter(|dns| *dns != Dns::default()).or(before);
+    said.or_else(|| {
+        attached.dns.as_ref().map(|own| Dns {
+            nameservers: own.nameservers.iter().map(ToString::to_string).collect(),
+            domain: Some(own.domain.clone()),
+            search: Some(own.search.clone()),
+            ..Dns::default()
+        })
+    })
 }
 
 /// The result in the layout of the version that was asked in.
@@ -69,6 +78,7 @@ mod tests {
         let attached: AttachedContainer = serde_json::from_value(json!({
             "network": "acme", "name": "web", "container": 7, "netns": "/run/netns/web", "ifname": "eth0",
             "device": "wg", "addresses": ["fd77::7", "10.77.0.7"], "routes": ["fd77::/48", "10.77.0.0/16"], "mtu": 1420,
+            "dns": {"nameservers": ["127.0.0.153"], "domain": "acme.znet", "search": ["acme.znet"]},
         }))
         .unwrap();
         let result = result(&config, &attached, Path::new("/run/netns/web"));
@@ -85,6 +95,7 @@ mod tests {
                 "interfaces": [{"name": "eth0", "mac": NO_MAC, "mtu": 1420, "sandbox": "/run/netns/web"}],
                 "ips": [{"interface": 0, "address": "fd77::7/128"}, {"interface": 0, "address": "10.77.0.7/32"}],
                 "routes": [{"dst": "fd77::/48"}, {"dst": "10.77.0.0/16"}],
+                "dns": {"nameservers": ["127.0.0.153"], "domain": "acme.znet", "search": ["acme.znet"]},
             })
         );
         let said = added(&json!({"cniVersion": "0.4.0", "name": "x", "type": "znet-cni"}));

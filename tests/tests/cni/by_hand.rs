@@ -23,6 +23,10 @@ fn a_container_is_added_checked_and_deleted_in_every_version_that_is_spoken() ->
         assert_eq!(interface["sandbox"], format!("/run/netns/{name}"));
         assert_eq!(interface["mac"], "00:00:00:00:00:00");
         assert_eq!(result["ips"].as_array().unwrap().len(), 2);
+        assert_eq!(result["dns"]["nameservers"], json!(["127.0.0.153"]));
+        let found =
+            container.command("dig").args(["+short", "+time=2", "@127.0.0.153", "far.acme.znet", "AAAA"]);
+        assert_eq!(found.run()?.stdout.trim(), there.v6()?.to_string());
         assert_eq!(result["ips"][0]["interface"], 0);
         let routes: Vec<&str> =
             result["routes"].as_array().unwrap().iter().map(|r| r["dst"].as_str().unwrap()).collect();

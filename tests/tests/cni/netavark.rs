@@ -56,6 +56,8 @@ fn containers_of_podmans_networks_are_set_up_and_torn_down() -> Result {
         let six = subnets.iter().filter_map(|subnet| subnet["ipnet"].as_str()).find(|net| net.contains(':'));
         six.unwrap().trim_end_matches("/128").to_owned()
     };
+    assert_eq!(status["dns_server_ips"], json!(["127.0.0.153"]));
+    assert_eq!(status["dns_search_domains"], json!(["acme.znet"]));
     wait_pings(&one, &far.v6()?.to_string())?;
     // An address that was asked for; and it is the one that the container has.
     let options = json!({"network_options": {"interface_name": "eth0", "static_ips": ["10.77.0.99"]}});

@@ -81,7 +81,9 @@ impl Names {
                 self.entries.insert(record.id, entry);
             }
             Change::Remove(RecordKey::Container(id)) => self.forget(*id),
-            Change::Put(Record::Node(_)) | Change::Remove(RecordKey::Node(_)) => {}
+            // A person's device is a container as well, under a record of that kind.
+            Change::Put(Record::Node(_) | Record::Access(_))
+            | Change::Remove(RecordKey::Node(_) | RecordKey::Access(_)) => {}
         }
     }
 
