@@ -53,6 +53,8 @@ pub(crate) struct OwnKeys {
     pub(crate) wait_controller_millis: Option<u64>,
     /// Milliseconds to wait until every live node has applied the change; absent: do not wait.
     pub(crate) wait_millis: Option<u64>,
+    /// Whether the container gets no resolver.
+    pub(crate) no_dns: Option<bool>,
 }
 
 /// A configuration.

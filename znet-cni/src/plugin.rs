@@ -103,7 +103,7 @@ fn add(client: &Client, config: &Config, environment: &Environment) -> Result<St
         wait_millis: config.own.wait_millis,
         wait_controller_millis: Some(config.wait_controller_millis()),
         owner: Some(owner(config, environment)),
-        no_dns: false,
+        no_dns: config.own.no_dns.unwrap_or_default(),
     };
     let attached = client.attach(&request).map_err(|error| of_agent(&error))?;
     result::to_json(config, result::result(config, &attached, &netns))

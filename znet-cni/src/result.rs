@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rscni_types::error::Error;
 use rscni_types::legacy;
 use rscni_types::types::{CNIResult, CNIResultWithVersion, Dns, Interface, IpConfig, Route};
-use znet_local::AttachedContainer;
+use znet_local::{AttachedContainer, DnsConfig};
 
 use crate::input::Config;
 
@@ -39,22 +39,20 @@ pub(crate) fn result(config: &Config, attached: &AttachedContainer, sandbox: &Pa
         table: None,
         scope: None,
     }));
-    result.dns = dns(config, result.dns, attached);
+    result.dns = dns(config, attached.dns.as_ref(), result.dns);
     result
 }
 
-/// What the configuration says, which the specification has plugins pass on, or else what the plugins before said, or else the
-/// resolver that the agent has in the container.
-fn dns(config: &Config, before: Option<Dns>, attached: &AttachedContainer) -> Option<Dns> {
-    let said = config.conf.dns.clone().filter(|dns| *dns != Dns::default()).or(before);
-    said.or_else(|| {
-        attached.dns.as_ref().map(|own| Dns {
-            nameservers: own.nameservers.iter().map(ToString::to_string).collect(),
-            domain: Some(own.domain.clone()),
-            search: Some(own.search.clone()),
-            ..Dns::default()
-        })
-    })
+/// What the configuration says, which the specification has plugins pass on; or else the container's resolver, and after it
+/// those of the plugins before: it refuses what is not of its networks, and the C library then asks the next.
+fn dns(config: &Config, ours: Option<&DnsConfig>, before: Option<Dns>) -> Option<Dns> {
+    let configured = config.conf.dns.clone().filter(|dns| *dns != Dns::default());
+    let Some(ours) = ours.filter(|_| configured.is_none()) else { return configured.or(before) };
+    let mut dns = before.unwrap_or_default();
+    dns.nameservers.splice(0..0, ours.nameservers.iter().map(ToString::to_string));
+    dns.search.get_or_insert_default().splice(0..0, ours.search.iter().cloned());
+    dns.domain.get_or_insert_with(|| ours.domain.clone());
+    Some(dns)
 }
 
 /// The result in the layout of the version that was asked in.
@@ -74,11 +72,15 @@ mod tests {
     use super::*;
 
     fn added(conf: &Value) -> Value {
+        added_with(conf, &Value::Null)
+    }
+
+    fn added_with(conf: &Value, dns: &Value) -> Value {
         let config = crate::input::config(conf.to_string().as_bytes()).unwrap();
         let attached: AttachedContainer = serde_json::from_value(json!({
             "network": "acme", "name": "web", "container": 7, "netns": "/run/netns/web", "ifname": "eth0",
             "device": "wg", "addresses": ["fd77::7", "10.77.0.7"], "routes": ["fd77::/48", "10.77.0.0/16"], "mtu": 1420,
-            "dns": {"nameservers": ["127.0.0.153"], "domain": "acme.znet", "search": ["acme.znet"]},
+            "dns": dns,
         }))
         .unwrap();
         let result = result(&config, &attached, Path::new("/run/netns/web"));
@@ -95,7 +97,6 @@ mod tests {
                 "interfaces": [{"name": "eth0", "mac": NO_MAC, "mtu": 1420, "sandbox": "/run/netns/web"}],
                 "ips": [{"interface": 0, "address": "fd77::7/128"}, {"interface": 0, "address": "10.77.0.7/32"}],
                 "routes": [{"dst": "fd77::/48"}, {"dst": "10.77.0.0/16"}],
-                "dns": {"nameservers": ["127.0.0.153"], "domain": "acme.znet", "search": ["acme.znet"]},
             })
         );
         let said = added(&json!({"cniVersion": "0.4.0", "name": "x", "type": "znet-cni"}));
@@ -130,9 +131,30 @@ mod tests {
     }
 
     #[test]
-    fn the_configurations_dns_is_passed_on() {
+    fn the_configurations_dns_is_passed_on_and_outranks_the_containers_resolver() {
         let dns = json!({"nameservers": ["fd77::1"], "search": ["acme.znet"]});
-        let said = added(&json!({"cniVersion": "1.0.0", "name": "x", "type": "znet-cni", "dns": dns}));
-        assert_eq!(said.get("dns"), Some(&dns));
+        let ours = json!({"nameservers": ["127.0.0.153"], "domain": "a.znet", "search": ["a.znet"]});
+        let conf = json!({"cniVersion": "1.0.0", "name": "x", "type": "znet-cni", "dns": dns});
+        assert_eq!(added(&conf).get("dns"), Some(&dns));
+        assert_eq!(added_with(&conf, &ours).get("dns"), Some(&dns));
+    }
+
+    #[test]
+    fn the_containers_resolver_comes_before_those_of_the_plugins_before() {
+        let ours = json!({"nameservers": ["127.0.0.153"], "domain": "acme.znet", "search": ["acme.znet"]});
+        let alone = json!({"cniVersion": "1.0.0", "name": "x", "type": "znet-cni"});
+        assert_eq!(added_with(&alone, &ours).get("dns"), Some(&ours));
+        let before =
+            json!({"nameservers": ["192.0.2.53"], "search": ["example.net"], "options": ["ndots:2"]});
+        let chained = json!({
+            "cniVersion": "1.0.0", "name": "x", "type": "znet-cni",
+            "prevResult": {"cniVersion": "1.0.0", "dns": before},
+        });
+        let both = json!({
+            "nameservers": ["127.0.0.153", "192.0.2.53"], "domain": "acme.znet",
+            "search": ["acme.znet", "example.net"], "options": ["ndots:2"],
+        });
+        assert_eq!(added_with(&chained, &ours).get("dns"), Some(&both));
+        assert_eq!(added(&chained).get("dns"), Some(&before));
     }
 }

@@ -142,7 +142,8 @@ fn a_chain_of_plugins_keeps_what_the_others_made() -> Result {
     assert_eq!(result["interfaces"][1]["name"], "znet0");
     assert_eq!(result["ips"][0]["gateway"], "192.0.2.1");
     assert_eq!(result["ips"][1]["interface"], 1);
-    assert_eq!(result["dns"]["nameservers"][0], "192.0.2.53");
+    assert_eq!(result["dns"]["nameservers"], json!(["127.0.0.153", "192.0.2.53"]));
+    assert_eq!(result["dns"]["search"], json!(["acme.znet"]));
     let mut checked = chained;
     checked["prevResult"] = result;
     here.check("web", &checked)?.well();

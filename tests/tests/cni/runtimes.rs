@@ -66,6 +66,13 @@ fn containers_of_containerd_podman_and_runc_on_two_hosts_talk() -> Result {
     let routes = two.runtimes.runc(&["exec", "job", "/bin/ip", "route"]).run()?.stdout;
     assert!(!routes.contains("default"), "a way out: {routes}");
     assert!(owned(&two.node, "acme", "job")?.is_some_and(|job| job["owner"]["kind"] == "oci"));
+    // podman makes the resolv.conf out of the plugin's result.
+    let asked = two
+        .runtimes
+        .podman(&["exec", "db", "/bin/busybox", "nslookup", "default-web.acme.znet"])?
+        .run()?
+        .stdout;
+    assert!(asked.contains("127.0.0.153") && asked.contains(&web_address), "{asked}");
     let inspected = two.runtimes.podman(&["inspect", "db"])?.run()?.stdout;
     assert!(
         inspected.contains(&db_address) && inspected.contains("10.77.5.5"),
