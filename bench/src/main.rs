@@ -3,6 +3,7 @@
 mod containers;
 mod control;
 mod dataplane;
+mod dns;
 mod figures;
 mod process;
 mod scale;
@@ -36,6 +37,9 @@ enum Command {
         after_help = "Examples:\n  ./x bench dataplane\n  ./x bench dataplane --quick --rounds 1 --only znet-wg,boringtun-1"
     )]
     Dataplane(dataplane::Args),
+    /// The resolver of a container: how long it takes over an answer, alone and beside a flood.
+    #[command(after_help = "Examples:\n  ./x bench dns\n  ./x bench dns --seconds 3 --rate 1000")]
+    Dns(dns::Args),
     /// One controller with thousands of agents: join storm, propagation, churn, return after a crash.
     #[command(after_help = "Examples:\n  ./x bench scale\n  ./x bench scale --agents 1000 --containers 5000")]
     Scale(scale::Args),
@@ -53,6 +57,7 @@ fn main() -> Result<()> {
         Command::Containers(args) => containers::run(&args),
         Command::Control(args) => control::run(&args),
         Command::Dataplane(args) => dataplane::run(&args),
+        Command::Dns(args) => dns::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Part { part } => control::run_part(*part),
     }
