@@ -200,6 +200,21 @@ fn a_laptop_sends_from_its_own_addresses_into_its_own_network_and_nowhere_else()
     let laptop = Laptop::up(&world.lab, &host, &create(&world, "laptop", &["--via", "n1"])?)?;
     laptop.wait_reaches(b.v4()?, FIRST_PACKET)?;
 
+    // Two persons share the node's port, and reach each other as two containers would.
+    let host = world.host("desk-2")?;
+    let second = Laptop::up(&world.lab, &host, &create(&world, "second", &["--via", "n1"])?)?;
+    let end = |laptop: &Laptop| -> Result<String> {
+        let text = std::fs::read_to_string(&laptop.file)?;
+        Ok(text.lines().find(|line| line.starts_with("Endpoint")).unwrap().to_owned())
+    };
+    assert_eq!(end(&laptop)?, end(&second)?);
+    second.wait_reaches(b.v4()?, FIRST_PACKET)?;
+    for (from, to) in [(&laptop, &second), (&second, &laptop)] {
+        for address in &to.addresses {
+            assert!(from.pings(*address, FIRST_PACKET)?, "{address}");
+        }
+    }
+
     // From another address of the network.
     let ifname = laptop.ifname();
     laptop.command("ip").args(["address", "add", "10.77.9.9/32", "dev", ifname]).run()?;

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use znet_api::v1;
@@ -28,6 +28,9 @@ use crate::attach::{ask_controller, blocking, bounded, network_bytes};
 use crate::error::AgentError;
 use crate::host::socket::{self, DEVICE_PREFIX, PORTS_TRIED};
 use crate::local::ServedAccess;
+
+/// How long what failed is left alone, unless everything is looked at anyway.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// The devices that the engine told are gone.
 type Gone = BTreeSet<(NetworkId, ContainerId)>;
@@ -74,6 +77,8 @@ pub struct State {
     told: Option<Vec<Peer>>,
     /// What the controller was told of each.
     offered: BTreeMap<ContainerId, AccessPoint>,
+    /// When one was last not as it should be in the end.
+    failed: Option<Instant>,
 }
 
 impl State {
@@ -128,10 +133,26 @@ pub(crate) async fn look(
     gone: &Gone,
     closely: bool,
 ) -> Result<(), AgentError> {
+    let rests = joined.state().access.failed.is_some_and(|failed| failed.elapsed() < RETRY);
+    if rests && !closely {
+        return Ok(());
+    }
+    let done = compare(agent, joined, gone, closely).await;
+    joined.state().access.failed = done.is_err().then(Instant::now);
+    done
+}
+
+async fn compare(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    gone: &Gone,
+    closely: bool,
+) -> Result<(), AgentError> {
     let Some(wanted) = wanted(agent, joined) else { return Ok(()) };
     if wanted.is_empty() {
         return retire(agent, joined).await;
     }
+    let mut outcome = Ok(());
     let port = serve(agent, joined, &wanted).await?;
     admit(agent, joined, port).await?;
     for record in wanted {
@@ -147,10 +168,12 @@ pub(crate) async fn look(
             failed => failed,
         };
         if let Err(error) = done {
-            tracing::warn!(%name, %error, "the access point is not as it should be; trying again");
+            tracing::warn!(%name, %error, "the access point is not as it should be");
+            outcome = Err(error);
         }
     }
-    Ok(())
+    // One that fails does not keep the others waiting.
+    outcome
 }
 
 fn is_served(agent: &Agent, joined: &Joined, port: Port, id: ContainerId) -> bool {
