@@ -79,6 +79,12 @@ fn counted(node: &Node, side: &str, counter: &str) -> Result<u64> {
     Ok(access[side][counter].as_u64().unwrap())
 }
 
+/// The links, routes and namespaces of a node's host.
+fn networks_of(node: &Node) -> Result<String> {
+    let ask = |args: &[&str]| -> Result<String> { Ok(node.host().command("ip").args(args).run()?.stdout) };
+    Ok([ask(&["-br", "link"])?, ask(&["route", "show", "table", "all"])?, ask(&["netns"])?].concat())
+}
+
 /// All pairs of a laptop and containers, both ways and by both families.
 fn reach_each_other(laptop: &Laptop, members: &[&Member]) -> Result {
     for member in members {
@@ -197,8 +203,11 @@ fn a_laptop_sends_from_its_own_addresses_into_its_own_network_and_nowhere_else()
     let b = n2.attach("acme", "b")?;
     let x = n1.attach_with("other", "x", &["--wait", "--address", "10.77.0.50"])?;
     let host = world.host("desk")?;
+    let before = networks_of(&n1)?;
     let laptop = Laptop::up(&world.lab, &host, &create(&world, "laptop", &["--via", "n1"])?)?;
     laptop.wait_reaches(b.v4()?, FIRST_PACKET)?;
+    // Neither an interface nor a namespace nor a route is there for it: the kernel has no part in it.
+    assert_eq!(networks_of(&n1)?, before);
 
     // Two persons share the node's port, and reach each other as two containers would.
     let host = world.host("desk-2")?;
