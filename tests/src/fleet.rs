@@ -43,7 +43,7 @@ impl FleetNode {
     /// The controller cannot be reached or refuses.
     pub async fn join(token: &JoinToken, fleet: &str, number: usize) -> Result<Self> {
         let identity = Identity::generate()?;
-        let (mut client, endpoint) = connect(&token.endpoints, token.pin, &identity, 0).await?;
+        let (mut client, endpoint) = connect(&token.controllers(), &identity, 0).await?;
         let name = format!("{fleet}-{number}");
         let network = token.network.as_bytes().to_vec();
         let secret = token.secret.to_bytes().to_vec();
@@ -58,8 +58,7 @@ impl FleetNode {
     /// The controller cannot be reached.
     pub async fn reconnect(&mut self) -> Result {
         let next = self.endpoint.wrapping_add(1);
-        (self.client, self.endpoint) =
-            connect(&self.token.endpoints, self.token.pin, &self.identity, next).await?;
+        (self.client, self.endpoint) = connect(&self.token.controllers(), &self.identity, next).await?;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use znet_api::token::JoinToken;
 use znet_api::v1;
 use znet_core::controller::TokenSecret;
 use znet_core::id::{NetworkId, NodeId};
-use znet_core::map::{MAX_ENDPOINTS, Member};
+use znet_core::map::{ControllerRecord, MAX_ENDPOINTS, Member};
 use znet_core::name::Name;
 use znet_wg::control::Peer;
 
@@ -73,6 +73,8 @@ pub struct Options {
 pub struct JoinedState {
     /// The last verified map.
     pub member: Member,
+    /// The membership as it is on disk: what is believed of the controllers changes with the map and with new tokens.
+    pub kept: Membership,
     /// The containers of this node.
     pub attachments: BTreeMap<Name, Attachment>,
     /// Containers that were detached while the controller was away; it has still to be told.
@@ -86,7 +88,7 @@ pub struct JoinedState {
 /// A network that this node is a member of.
 #[derive(Debug)]
 pub struct Joined {
-    /// What was learned from the join token.
+    /// The membership, of which network, name and port are looked at here: they never change.
     pub membership: Membership,
     /// The secret of a token, until the controller has seen it.
     pub secret: Mutex<Option<TokenSecret>>,
@@ -124,6 +126,12 @@ impl Joined {
         let sum =
             name.as_str().bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         Some(self.names.get(sum % NAME_LOCKS)?.lock().await)
+    }
+
+    /// Where its controllers are looked for, in this order.
+    pub fn places(&self) -> Vec<ControllerRecord> {
+        let state = self.state();
+        state.kept.places(state.member.map(), state.member.position())
     }
 
     /// The controller's client.
@@ -216,18 +224,17 @@ impl Agent {
     /// [`AgentError`].
     pub fn accept_token(&self, token: &JoinToken) -> Result<Arc<Joined>, AgentError> {
         if let Some(joined) = self.network(token.network) {
+            let kept = {
+                let mut state = joined.state();
+                let applied = state.member.position();
+                state.kept.take(token, applied);
+                state.kept.clone()
+            };
+            self.files.put_membership(&kept)?;
             *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.secret.clone());
             return Ok(joined);
         }
-        let membership = Membership {
-            network: token.network,
-            name: token.name.clone(),
-            endpoints: token.endpoints.clone(),
-            pin: token.pin.to_string(),
-            verifying_key: token.verifying_key,
-            port: 0,
-        };
-        self.take_up(membership, Some(token.secret.clone()))
+        self.take_up(Membership::of(token), Some(token.secret.clone()))
     }
 
     /// What the engine serves of networks that this node is no member of goes away, and sockets that nobody serves.
@@ -279,6 +286,7 @@ impl Agent {
         {
             tracing::warn!(%error, "the port of this network cannot be kept; a restart may choose another one");
         }
+        let kept = membership.clone();
         let joined = Arc::new(Joined {
             membership,
             secret: Mutex::new(secret),
@@ -287,7 +295,14 @@ impl Agent {
             directory: Arc::new(Directory::of(member.map(), member.revision())),
             map_behind,
             peers_unknown: AtomicBool::new(peers_unknown),
-            state: Mutex::new(JoinedState { member, attachments, releases, reported: Vec::new(), access }),
+            state: Mutex::new(JoinedState {
+                member,
+                kept,
+                attachments,
+                releases,
+                reported: Vec::new(),
+                access,
+            }),
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
         });
         self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(id, joined.clone());

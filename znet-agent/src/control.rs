@@ -122,9 +122,8 @@ pub async fn join_by_token(
 /// [`AgentError::Controller`] or [`AgentError::Connect`].
 pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClient, Duration), AgentError> {
     let membership = &joined.membership;
-    let pin = membership.pin.parse().map_err(|error| AgentError::Invalid(format!("{error}")))?;
     let from = joined.endpoint.load(Ordering::Relaxed);
-    let (mut client, at) = connect(&membership.endpoints, pin, &agent.identity, from).await?;
+    let (mut client, at) = connect(&joined.places(), &agent.identity, from).await?;
     joined.endpoint.store(at, Ordering::Relaxed);
     let (asking, port) = (agent.clone(), membership.port);
     let endpoints = tokio::task::spawn_blocking(move || asking.endpoints(port)).await.unwrap_or_default();
@@ -142,8 +141,8 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
         state.reported = endpoints;
         state.access.offer_again();
     }
-    let (keeping, kept) = (agent.clone(), joined.clone());
-    blocking(move || keeping.files.put_membership(&kept.membership)).await?;
+    let (keeping, kept) = (agent.clone(), joined.state().kept.clone());
+    blocking(move || keeping.files.put_membership(&kept)).await?;
     *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let heartbeat = Duration::from_millis(u64::from(reply.heartbeat_millis.clamp(100, 60_000)));
     tracing::info!(network = %membership.name, name = reply.name, "joined");
@@ -172,7 +171,7 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
         let network = &joined.membership.name;
         let told = end.as_ref().err().and_then(StreamEnd::retry_after);
         // When the one that ended the stream is back is of no interest where there is another.
-        let told = told.filter(|_| !served || joined.membership.endpoints.len() < 2);
+        let told = told.filter(|_| !served || joined.places().len() < 2);
         match end {
             Err(StreamEnd::Map(refusal)) => {
                 tracing::error!(%network, %refusal, "the controller's map is not believed; the last verified one stays");

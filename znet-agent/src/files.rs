@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use znet_api::convert::delta_from_wire;
 use znet_api::tls::Identity;
 use znet_api::v1;
-use znet_core::id::{ContainerId, NetworkId, Revision};
+use znet_core::id::{ContainerId, Epoch, NetworkId, Pin, Revision, TokenId};
 use znet_core::key::VerifyingKey;
 use znet_core::map::{Member, Record, Refusal, SignedHead};
 use znet_core::name::Name;
@@ -53,8 +53,14 @@ pub struct Membership {
     pub name: Name,
     /// Where its controller can be reached.
     pub endpoints: Vec<String>,
-    /// The pin of the controller's TLS key, in hexadecimal digits.
-    pub pin: String,
+    /// The pin of the controller's TLS key.
+    pub pin: Pin,
+    /// Which map was applied when a later token brought this pin: one after it replaces the pin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_since: Option<(Epoch, Revision)>,
+    /// The tokens that were taken, by their handles; they say nothing new.
+    #[serde(default)]
+    pub tokens: Vec<TokenId>,
     /// The key that signs the network's heads.
     pub verifying_key: VerifyingKey,
     /// The UDP port that this node uses for the network.

@@ -18,6 +18,7 @@
 //! | [`engine`] | the hold on the engine process |
 //! | [`host`] | namespaces, links, TUN devices and sockets |
 //! | [`files`] | what is kept on disk |
+//! | `trust` | where controllers are looked for, and by which keys they are known |
 //! | [`local`] | the socket on which runtimes and people talk to the agent |
 //! | [`client`] | a client of that socket |
 //! | [`cli`] | the command line |
@@ -38,3 +39,4 @@ pub mod local;
 pub mod owned;
 pub mod peers;
 pub mod reconcile;
+mod trust;

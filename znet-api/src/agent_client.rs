@@ -9,8 +9,9 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
+use znet_core::map::ControllerRecord;
 
-use crate::tls::{Identity, Pin, PinMismatch, TlsError, client_config, pin_mismatch};
+use crate::tls::{Identity, Pin, PinMismatch, TlsError, client_config, name_of, pin_mismatch};
 use crate::v1::controller_client::ControllerClient;
 
 /// A gRPC client of a controller.
@@ -60,32 +61,30 @@ pub enum ConnectError {
     Tls(#[from] TlsError),
 }
 
-/// Connects to the first endpoint that answers with the pinned key, and tells which. Each gets a head start over the next, so
+/// Connects to the first place that answers with a key that is pinned there, and tells which. Each gets a head start over the next, so
 /// that one that does not answer at all costs a moment and not its whole time limit.
 ///
-/// `from` is the number of the endpoint that is tried first: somebody whom one has failed goes on to the next.
+/// `from` is the number of the place that is tried first: somebody whom one has failed goes on to the next.
 ///
 /// # Errors
 /// [`ConnectError`]; a pin mismatch at any endpoint is reported before mere unreachability.
 pub async fn connect(
-    endpoints: &[String],
-    pin: Pin,
+    places: &[ControllerRecord],
     identity: &Identity,
     from: usize,
 ) -> Result<(AgentClient, usize), ConnectError> {
-    let tls = Arc::new(client_config(pin, Some(identity), &["h2"])?);
     let mut worst = ConnectError::NoEndpoint;
-    let keepalive = if endpoints.len() > 1 { KEEPALIVE_OF_SEVERAL } else { KEEPALIVE };
-    let order = (0..endpoints.len()).map(|step| from.wrapping_add(step) % endpoints.len());
-    let mut waiting = order.filter_map(|at| endpoints.get(at).map(|endpoint| (at, endpoint)));
+    let keepalive = if places.len() > 1 { KEEPALIVE_OF_SEVERAL } else { KEEPALIVE };
+    let order = (0..places.len()).map(|step| from.wrapping_add(step) % places.len());
+    let mut waiting = order.filter_map(|at| places.get(at).map(|place| (at, place)));
     let mut trying = FuturesUnordered::new();
     let mut exhausted = false;
     loop {
         if !exhausted {
             match waiting.next() {
-                Some((at, endpoint)) => {
-                    let tls = tls.clone();
-                    trying.push(async move { (at, connect_one(endpoint, tls, keepalive).await) });
+                Some((at, place)) => {
+                    let tls = Arc::new(client_config(&place.pins, Some(identity), &["h2"])?);
+                    trying.push(async move { (at, connect_one(place, tls, keepalive).await) });
                 }
                 None => exhausted = true,
             }
@@ -109,10 +108,11 @@ pub async fn connect(
 }
 
 async fn connect_one(
-    endpoint: &str,
+    place: &ControllerRecord,
     tls: Arc<rustls::ClientConfig>,
     (interval, timeout): (Duration, Duration),
 ) -> Result<Channel, ConnectError> {
+    let endpoint = place.address.as_str();
     let bad = || ConnectError::BadEndpoint { endpoint: endpoint.to_owned() };
     let builder = Endpoint::from_shared(format!("http://{endpoint}"))
         .map_err(|_| bad())?
@@ -121,10 +121,10 @@ async fn connect_one(
         .keep_alive_timeout(timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
-    let address = endpoint.to_owned();
+    let (address, first) = (endpoint.to_owned(), place.pins.first().copied());
     let connector = tower::service_fn(move |_: http::Uri| {
         let (tls, address) = (tls.clone(), address.clone());
-        async move { tls_stream(&address, tls).await.map(TokioIo::new) }
+        async move { tls_stream(&address, tls, first).await.map(TokioIo::new) }
     });
     builder.connect_with_connector(connector).await.map_err(|error| match pin_mismatch(&error) {
         Some(mismatch) => ConnectError::PinMismatch { endpoint: endpoint.to_owned(), mismatch },
@@ -132,18 +132,21 @@ async fn connect_one(
     })
 }
 
-/// A TLS stream to `HOST:PORT`. The name in the handshake means nothing: the key is pinned.
+/// A TLS stream to `HOST:PORT`. Who that is tells the pinned key; the name in the handshake tells the controller which of its keys
+/// is wanted, as far as it is known.
 ///
 /// # Errors
 /// The operating system's, or that of the TLS library as what an [`std::io::Error`] wraps.
 pub async fn tls_stream(
     address: &str,
     tls: Arc<rustls::ClientConfig>,
+    wanted: Option<Pin>,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
-        let name = ServerName::try_from("znet").map_err(std::io::Error::other)?;
+        let name = wanted.map_or_else(|| "znet".to_owned(), |pin| name_of(&pin));
+        let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
         tokio_rustls::TlsConnector::from(tls).connect(name, tcp).await
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {

@@ -16,9 +16,9 @@ use tokio::net::UnixStream;
 use crate::agent_client::{root_cause, tls_stream};
 use crate::error::Problem;
 use crate::rest::{
-    Access, AuditRecord, ChangeNetwork, Container, CreateAccess, CreateNetwork, CreateOperator, CreateToken,
-    Garbage, Health, Network, NetworkStatus, NewOperator, NewToken, Node, Operator, Removed, Reservation,
-    Reserve, Token,
+    Access, AuditRecord, ChangeControllers, ChangeNetwork, Container, Controller, CreateAccess,
+    CreateNetwork, CreateOperator, CreateToken, Garbage, Health, Network, NetworkStatus, NewOperator,
+    NewToken, Node, Operator, Removed, Reservation, Reserve, SetControllers, Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -147,6 +147,38 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn new_epoch(&self, network: &str) -> Result<Network, ClientError> {
         self.call(Method::POST, &format!("/v1/networks/{network}/epoch"), None::<&()>).await
+    }
+
+    /// `GET /v1/networks/{network}/controllers`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn controllers(&self, network: &str) -> Result<Vec<Controller>, ClientError> {
+        self.get(&format!("/v1/networks/{network}/controllers")).await
+    }
+
+    /// `PUT /v1/networks/{network}/controllers`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn set_controllers(
+        &self,
+        network: &str,
+        request: &SetControllers,
+    ) -> Result<Vec<Controller>, ClientError> {
+        self.call(Method::PUT, &format!("/v1/networks/{network}/controllers"), Some(request)).await
+    }
+
+    /// `PATCH /v1/networks/{network}/controllers`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change_controllers(
+        &self,
+        network: &str,
+        request: &ChangeControllers,
+    ) -> Result<Vec<Controller>, ClientError> {
+        self.call(Method::PATCH, &format!("/v1/networks/{network}/controllers"), Some(request)).await
     }
 
     /// `GET /v1/networks/{network}/tokens`
@@ -442,10 +474,11 @@ impl ControllerClient {
                 Ok(Box::new(stream))
             }
             Target::Remote { address, pin, .. } => {
-                let tls = client_config(*pin, None, &["http/1.1"])
+                let tls = client_config(&[*pin], None, &["http/1.1"])
                     .map_err(|error| ClientError::Protocol(error.to_string()))?;
-                let stream =
-                    tls_stream(address, Arc::new(tls)).await.map_err(unreachable(address.clone()))?;
+                let stream = tls_stream(address, Arc::new(tls), Some(*pin))
+                    .await
+                    .map_err(unreachable(address.clone()))?;
                 Ok(Box::new(stream))
             }
         }

@@ -3,11 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Revision};
+use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Pin, Revision};
 use znet_core::key::{PublicKey, Signature};
 use znet_core::map::{
-    AccessRecord, Change, ContainerRecord, Delta, Digest, Head, MAX_ENDPOINTS, NetworkRecord, NodeRecord,
-    Record, RecordKey, SignedHead,
+    AccessRecord, Change, ContainerRecord, ControllerRecord, Delta, Digest, Head, MAX_CONTROLLERS,
+    MAX_ENDPOINTS, MAX_PINS, NetworkRecord, NodeRecord, Record, RecordKey, SignedHead, is_host_and_port,
 };
 use znet_core::name::Name;
 
@@ -169,6 +169,35 @@ impl TryFrom<&v1::AccessRecord> for AccessRecord {
     }
 }
 
+impl From<&ControllerRecord> for v1::ControllerRecord {
+    fn from(record: &ControllerRecord) -> Self {
+        let pins = record.pins.iter().map(|pin| pin.as_bytes().to_vec()).collect();
+        Self { address: record.address.clone(), pins }
+    }
+}
+
+/// Reads where controllers are.
+fn controllers(wire: &[v1::ControllerRecord]) -> Result<Vec<ControllerRecord>, ConvertError> {
+    if wire.len() > MAX_CONTROLLERS {
+        return Err(invalid(
+            "controllers",
+            format!("{} were given, at most {MAX_CONTROLLERS} are taken", wire.len()),
+        ));
+    }
+    let read = |wire: &v1::ControllerRecord| {
+        if !is_host_and_port(&wire.address) {
+            return Err(invalid("controllers", "an address is not HOST:PORT"));
+        }
+        if wire.pins.len() > MAX_PINS {
+            return Err(invalid("controllers", format!("more than {MAX_PINS} pins of one controller")));
+        }
+        let pin = |bytes: &Vec<u8>| Pin::try_from(bytes.as_slice()).map_err(|error| invalid("pins", error));
+        let pins = wire.pins.iter().map(pin).collect::<Result<_, _>>()?;
+        Ok(ControllerRecord { address: wire.address.clone(), pins })
+    };
+    wire.iter().map(read).collect()
+}
+
 impl From<&Record> for v1::Record {
     fn from(record: &Record) -> Self {
         use v1::record::Record as Wire;
@@ -178,6 +207,7 @@ impl From<&Record> for v1::Record {
                 name: r.name.to_string(),
                 prefix6: r.prefix6.to_string(),
                 prefix4: r.prefix4.map(|p| p.to_string()).unwrap_or_default(),
+                controllers: r.controllers.iter().map(Into::into).collect(),
             }),
             Record::Node(r) => Wire::Node(v1::NodeRecord {
                 id: r.id.as_bytes().to_vec(),
@@ -208,6 +238,7 @@ impl TryFrom<&v1::Record> for Record {
                     name: name(&r.name)?,
                     prefix6,
                     prefix4,
+                    controllers: controllers(&r.controllers)?,
                 }))
             }
             Wire::Node(r) => Ok(Self::Node(NodeRecord {

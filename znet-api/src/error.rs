@@ -92,6 +92,7 @@ impl From<&Rejection> for Problem {
             | Rejection::OverlappingPrefixes { .. }
             | Rejection::TooManyPrefixes { .. }
             | Rejection::UnusablePrefix { .. }
+            | Rejection::UnusableController { .. }
             | Rejection::ReservedOutside { .. } => 422,
             _ => 409,
         };

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use znet_core::controller as core;
+use znet_core::map::ControllerRecord;
 use znet_core::time::Timestamp;
 
 /// A wall-clock time as RFC 3339 text.
@@ -161,6 +162,41 @@ pub struct Ahead {
     pub nodes: usize,
     /// The latest revision that one of them has applied.
     pub revision: u64,
+}
+
+/// One place at which agents reach a controller of the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Controller {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// The pins of the TLS keys that agents believe there, the one that they ask for first.
+    pub pins: Vec<String>,
+}
+
+impl From<&ControllerRecord> for Controller {
+    fn from(record: &ControllerRecord) -> Self {
+        Self { address: record.address.clone(), pins: record.pins.iter().map(ToString::to_string).collect() }
+    }
+}
+
+/// Where agents look for a network's controllers from now on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetControllers {
+    /// `HOST:PORT` of each, at most 16, in the order in which agents try them.
+    pub addresses: Vec<String>,
+}
+
+/// Places to add to where agents look for a network's controllers, and places to take out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeControllers {
+    /// `HOST:PORT` of those that come after all others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add: Vec<String>,
+    /// Those where agents look no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<String>,
 }
 
 /// A join token to create.

@@ -21,50 +21,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
 use znet_core::id::NodeId;
 
-/// The SHA-256 of the DER SubjectPublicKeyInfo of a controller's TLS key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Pin([u8; 32]);
-
-impl Pin {
-    /// The pin of these bytes.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The pin as bytes.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl TryFrom<&[u8]> for Pin {
-    type Error = TlsError;
-
-    fn try_from(bytes: &[u8]) -> Result<Self, TlsError> {
-        <[u8; 32]>::try_from(bytes).map(Self).map_err(|_| TlsError::NotAPin)
-    }
-}
-
-impl std::str::FromStr for Pin {
-    type Err = TlsError;
-
-    fn from_str(text: &str) -> Result<Self, TlsError> {
-        // A pin and a node identifier are both a SHA-256 in hexadecimal digits.
-        text.trim().parse::<NodeId>().map(|id| Self(*id.as_bytes())).map_err(|_| TlsError::NotAPin)
-    }
-}
-
-impl fmt::Display for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+pub use znet_core::id::Pin;
 
 /// The controller showed another key than the pinned one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,9 +38,6 @@ pub struct PinMismatch {
 /// What can go wrong with identities and configurations.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A text or byte string that is no pin.
-    #[error("not a pin: expected 64 hexadecimal digits, the SHA-256 of a public key")]
-    NotAPin,
     /// A key pair or certificate could not be made or read.
     #[error("the key or certificate cannot be used: {0}")]
     Identity(String),
@@ -142,7 +96,7 @@ impl Identity {
     /// # Errors
     /// [`TlsError::Identity`] when the certificate cannot be read.
     pub fn pin(&self) -> Result<Pin, TlsError> {
-        Ok(Pin(self.spki()?))
+        Ok(Pin::from_bytes(self.spki()?))
     }
 
     /// The node that this identity is.
@@ -195,6 +149,14 @@ pub fn node_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<NodeId> {
     certificates?.first().and_then(spki_hash).map(NodeId::from_bytes)
 }
 
+/// The name under which a client asks for the key of this pin (SNI, RFC 6066, section 3): a controller whose key is being
+/// changed has several. It goes over the wire in the clear, and tells nothing that opens anything.
+pub fn name_of(pin: &Pin) -> String {
+    let (half, _) = pin.as_bytes().split_at(16);
+    let digits: String = half.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{digits}.pin.znet")
+}
+
 /// Makes aws-lc-rs the process's cryptography provider; harmless to repeat.
 pub fn install_provider() {
     // The error says that a provider is installed already, which is what is wanted.
@@ -205,17 +167,17 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// A client that speaks TLS 1.3 with whoever holds the pinned key, as `identity` where one is given.
+/// A client that speaks TLS 1.3 with whoever holds one of the pinned keys, as `identity` where one is given.
 ///
 /// # Errors
 /// [`TlsError::Config`] when the TLS library refuses the identity.
 pub fn client_config(
-    pin: Pin,
+    pins: &[Pin],
     identity: Option<&Identity>,
     alpn: &[&str],
 ) -> Result<rustls::ClientConfig, TlsError> {
     let provider = provider();
-    let verifier = Arc::new(PinnedServer { pin, provider: provider.clone() });
+    let verifier = Arc::new(PinnedServer { pins: pins.to_vec(), provider: provider.clone() });
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -272,7 +234,7 @@ pub fn pin_mismatch(error: &(dyn std::error::Error + 'static)) -> Option<PinMism
 
 #[derive(Debug)]
 struct PinnedServer {
-    pin: Pin,
+    pins: Vec<Pin>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -286,10 +248,12 @@ impl ServerCertVerifier for PinnedServer {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let got = spki_hash(end_entity).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        if bool::from(got.ct_eq(&self.pin.0)) {
+        if self.pins.iter().any(|pin| bool::from(got.ct_eq(pin.as_bytes()))) {
             return Ok(ServerCertVerified::assertion());
         }
-        let mismatch = PinMismatch { expected: self.pin, got: Pin(got) };
+        // Without any pin nothing is believed, and what was shown stands for what was expected.
+        let expected = self.pins.first().copied().unwrap_or(Pin::from_bytes([0; 32]));
+        let mismatch = PinMismatch { expected, got: Pin::from_bytes(got) };
         Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(mismatch)))))
     }
 

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use znet_core::controller::TokenSecret;
 use znet_core::id::{NetworkId, TokenId};
 use znet_core::key::VerifyingKey;
+use znet_core::map::ControllerRecord;
 use znet_core::name::Name;
 
 use crate::tls::Pin;
@@ -105,6 +106,12 @@ struct JoinPayload {
 }
 
 impl JoinToken {
+    /// The controllers that it names, each with the key that it pins.
+    pub fn controllers(&self) -> Vec<ControllerRecord> {
+        let record = |address: &String| ControllerRecord { address: address.clone(), pins: vec![self.pin] };
+        self.endpoints.iter().map(record).collect()
+    }
+
     /// The text that is handed out; wiped when dropped.
     pub fn to_text(&self) -> Zeroizing<String> {
         let payload = JoinPayload {

@@ -150,6 +150,7 @@ fn map(containers: u64) -> Map {
         name: "acme".parse().unwrap(),
         prefix6: prefix6(),
         prefix4: Some("10.0.0.0/8".parse().unwrap()),
+        controllers: Vec::new(),
     };
     let nodes = (0..NODES).map(|n| Record::Node(node(n)));
     let containers = (1..=containers).map(|n| Record::Container(container(n)));
@@ -237,6 +238,7 @@ fn network(containers: u64) -> Network {
         epoch: Epoch::default(),
         created: NOW,
         next_container: ContainerId::new(containers + 1),
+        controllers: Vec::new(),
     };
     let nodes = (0..NODES).map(|n| {
         let NodeRecord { id, name, endpoints } = node(n);

@@ -103,6 +103,11 @@ byte_id!(
     TokenId, 8, "a token identifier"
 );
 
+byte_id!(
+    /// The pin of a controller's TLS key: the SHA-256 of its DER SubjectPublicKeyInfo.
+    Pin, 32, "a pin"
+);
+
 impl NetworkId {
     /// A fresh identifier out of the caller's randomness.
     pub fn generate<R: Rng + ?Sized>(rng: &mut R) -> Self {

@@ -63,7 +63,7 @@ impl Agent {
 
     async fn join(&self, crowd: &Crowd) -> Result<AgentClient> {
         let token = &crowd.token;
-        let (mut client, _) = connect(&token.endpoints, token.pin, &self.identity, 0).await?;
+        let (mut client, _) = connect(&token.controllers(), &self.identity, 0).await?;
         let request = v1::JoinRequest {
             network: crowd.network(),
             secret: token.secret.to_bytes().to_vec(),

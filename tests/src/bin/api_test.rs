@@ -72,7 +72,7 @@ async fn main() -> Result {
 
 /// Opens a door on loopback behind which the controller's TLS port is. Returns where it is.
 async fn door(served: &Served) -> Result<std::net::SocketAddr> {
-    let tls = Arc::new(client_config(served.pin, None, &["http/1.1"])?);
+    let tls = Arc::new(client_config(&[served.pin], None, &["http/1.1"])?);
     let controller = served.address.to_string();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -90,7 +90,7 @@ async fn door(served: &Served) -> Result<std::net::SocketAddr> {
 }
 
 async fn pass(from: &mut TcpStream, controller: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<()> {
-    let mut to = tls_stream(controller, tls).await?;
+    let mut to = tls_stream(controller, tls, None).await?;
     match tokio::io::copy_bidirectional(from, &mut to).await {
         // Either end may hang up in the middle.
         Ok(_) | Err(_) => Ok(()),

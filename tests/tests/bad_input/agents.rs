@@ -79,11 +79,11 @@ impl Decoder for Raw {
 
 /// A connection as a node, or as nobody.
 async fn channel(served: &Served, node: Option<&Identity>) -> Result<Channel> {
-    let tls = Arc::new(client_config(served.pin, node, &["h2"])?);
-    let address = served.address.to_string();
+    let tls = Arc::new(client_config(&[served.pin], node, &["h2"])?);
+    let (address, pin) = (served.address.to_string(), served.pin);
     let connector = tower::service_fn(move |_: http::Uri| {
         let (tls, address) = (tls.clone(), address.clone());
-        async move { tls_stream(&address, tls).await.map(TokioIo::new) }
+        async move { tls_stream(&address, tls, Some(pin)).await.map(TokioIo::new) }
     });
     Ok(Endpoint::from_static("http://controller").connect_with_connector(connector).await?)
 }

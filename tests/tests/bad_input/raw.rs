@@ -83,8 +83,8 @@ pub(crate) async fn send(served: &Served, bytes: &[u8]) -> Result<Answer> {
 
 /// Sends bytes, as a node where one is given, and reads until the controller hangs up.
 pub(crate) async fn exchange(served: &Served, node: Option<&Identity>, bytes: &[u8]) -> Result<Vec<u8>> {
-    let tls = Arc::new(client_config(served.pin, node, &["http/1.1"])?);
-    let stream = tls_stream(&served.address.to_string(), tls).await?;
+    let tls = Arc::new(client_config(&[served.pin], node, &["http/1.1"])?);
+    let stream = tls_stream(&served.address.to_string(), tls, Some(served.pin)).await?;
     let (mut from, mut to) = tokio::io::split(stream);
     // The controller may hang up before it has heard everything.
     let writing = async { to.write_all(bytes).await.and(to.flush().await) };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::rows::{Access, AccessPoint, NodeLifetime, Reservation, TokenSecret};
-use crate::id::{ContainerId, NodeId, TokenId};
+use crate::id::{ContainerId, NodeId, Pin, TokenId};
 use crate::key::{PrivateKey, PublicKey};
 use crate::map::ContainerRecord;
 use crate::name::Name;
@@ -148,6 +148,18 @@ pub enum Command {
     },
     /// Changes settings of the network.
     Configure(Settings),
+    /// Changes where members look for the network's controllers. All of them are known by the same keys, so whoever changes
+    /// the list says which those are now; an empty list stays empty.
+    ChangeControllers {
+        /// Addresses to add at the end, or with `only` the whole list.
+        add: Vec<String>,
+        /// Addresses to take out.
+        remove: Vec<String>,
+        /// Whether all others are taken out.
+        only: bool,
+        /// The pins of the controllers' TLS keys, the one to ask for first.
+        pins: Vec<Pin>,
+    },
     /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
     /// in the list are left alone.
     Collect {

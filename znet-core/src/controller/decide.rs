@@ -80,6 +80,9 @@ impl Network {
             Command::OfferAccess { node, name, point } => self.offer_access(*node, name, *point),
             Command::RevokeAccess { name } => self.revoke_access(name, now),
             Command::Configure(settings) => self.configure(settings),
+            Command::ChangeControllers { add, remove, only, pins } => {
+                self.change_controllers(add, remove, *only, pins)
+            }
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
                 let after = self.conf().epoch.get().saturating_add(1);

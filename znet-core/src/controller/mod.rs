@@ -13,6 +13,7 @@ mod membership;
 mod network;
 mod rejection;
 mod rows;
+mod trust;
 
 pub use access::MAX_ACCESSES;
 pub use command::{Command, NewNetwork, Reply, Settings};

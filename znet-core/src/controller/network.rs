@@ -86,6 +86,7 @@ impl Network {
             epoch: Epoch::default(),
             created: now,
             next_container: ContainerId::new(1),
+            controllers: Vec::new(),
         };
         conf.set(&new.settings);
         super::decide::check_reserved(&conf)?;

@@ -180,6 +180,12 @@ pub enum Rejection {
         /// The range.
         range: IpNet,
     },
+    /// No agent could connect there.
+    #[error("{address:?} is not HOST:PORT, which agents connect to, such as ctl.example.net:7443")]
+    UnusableController {
+        /// The text given.
+        address: String,
+    },
     /// A bound of the controller was reached.
     #[error("this network has {bound} {what} already, which is its bound")]
     Full {
@@ -219,6 +225,7 @@ impl Rejection {
             Self::TooManyPrefixes { .. } => "too_many_prefixes",
             Self::UnusablePrefix { .. } => "unusable_prefix",
             Self::ReservedOutside { .. } => "reserved_outside",
+            Self::UnusableController { .. } => "unusable_controller",
             Self::Full { .. } => "full",
         }
     }

@@ -14,7 +14,9 @@ use super::command::Settings;
 use super::network::millis;
 use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
 use crate::key::PublicKey;
-use crate::map::{self, AccessRecord, ContainerRecord, NetworkRecord, NodeRecord, Record, RecordKey};
+use crate::map::{
+    self, AccessRecord, ContainerRecord, ControllerRecord, NetworkRecord, NodeRecord, Record, RecordKey,
+};
 use crate::name::Name;
 use crate::time::Timestamp;
 
@@ -47,6 +49,9 @@ pub struct NetworkConf {
     pub created: Timestamp,
     /// The identifier that the next new container gets; never reused.
     pub next_container: ContainerId,
+    /// Where its controllers are, for members; empty where join tokens alone tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<ControllerRecord>,
 }
 
 impl NetworkConf {
@@ -75,7 +80,13 @@ impl NetworkConf {
 
     /// What members see of it.
     pub fn record(&self) -> NetworkRecord {
-        NetworkRecord { id: self.id, name: self.name.clone(), prefix6: self.prefix6, prefix4: self.prefix4 }
+        NetworkRecord {
+            id: self.id,
+            name: self.name.clone(),
+            prefix6: self.prefix6,
+            prefix4: self.prefix4,
+            controllers: self.controllers.clone(),
+        }
     }
 }
 

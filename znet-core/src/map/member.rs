@@ -191,7 +191,8 @@ impl Member {
         Ok(())
     }
 
-    fn position(&self) -> Option<(Epoch, Revision)> {
+    /// The epoch and the revision applied; `None` until the first snapshot.
+    pub fn position(&self) -> Option<(Epoch, Revision)> {
         self.head.map(|signed| signed.head.position())
     }
 

@@ -5,11 +5,13 @@
 //! and digest under the network's signing key. The agent's side is [`Member`]: it holds the last map that it could
 //! verify and refuses everything else.
 
+mod controllers;
 mod digest;
 mod head;
 mod member;
 mod record;
 
+pub use controllers::{ControllerRecord, MAX_CONTROLLERS, MAX_PINS, is_host_and_port};
 pub use digest::{Digest, SetHash};
 pub use head::{Head, SignedHead};
 pub use member::{Member, Refusal};

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::ControllerRecord;
 use crate::id::{ContainerId, NetworkId, NodeId};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -23,6 +24,10 @@ pub struct NetworkRecord {
     pub prefix6: Ipv6Net,
     /// The IPv4 prefix, where the network has one.
     pub prefix4: Option<Ipv4Net>,
+    /// Where its controllers are, in the order in which they are tried; at most [`MAX_CONTROLLERS`](super::MAX_CONTROLLERS).
+    /// Empty where join tokens alone tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<ControllerRecord>,
 }
 
 /// What every member must know of a node.
@@ -136,6 +141,10 @@ impl Record {
                     None => out.byte(0),
                     Some(p) => out.byte(1).bytes(&p.addr().octets()).byte(p.prefix_len()),
                 };
+                // Nothing at all for none, as in versions that do not know the list.
+                if !r.controllers.is_empty() {
+                    out.controllers(&r.controllers);
+                }
             }
             Self::Node(r) => {
                 out.byte(2).bytes(r.id.as_bytes()).text(r.name.as_str()).length(r.endpoints.len());
@@ -183,6 +192,16 @@ impl Canonical {
 
     fn text(&mut self, text: &str) -> &mut Self {
         self.length(text.len()).bytes(text.as_bytes())
+    }
+
+    fn controllers(&mut self, controllers: &[ControllerRecord]) {
+        self.length(controllers.len());
+        for controller in controllers {
+            self.text(&controller.address).length(controller.pins.len());
+            for pin in &controller.pins {
+                self.bytes(pin.as_bytes());
+            }
+        }
     }
 
     fn endpoint(&mut self, endpoint: &SocketAddr) -> &mut Self {

@@ -4,9 +4,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
-use znet_core::id::{ContainerId, NetworkId, NodeId};
+use znet_core::id::{ContainerId, NetworkId, NodeId, Pin};
 use znet_core::key::{PublicKey, SigningKey};
-use znet_core::map::{AccessRecord, ContainerRecord, Map, NetworkRecord, NodeRecord, Record};
+use znet_core::map::{
+    AccessRecord, ContainerRecord, ControllerRecord, Map, NetworkRecord, NodeRecord, Record,
+};
 use znet_core::name::Name;
 
 pub(crate) const NETWORK: NetworkId = NetworkId::from_bytes([7; 16]);
@@ -27,14 +29,21 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![v4, v6]
 }
 
+fn controllers() -> impl Strategy<Value = Vec<ControllerRecord>> {
+    let pins = prop::collection::vec((0u8..2).prop_map(|n| Pin::from_bytes([n; 32])), 0..3);
+    let one = ("[ab]{0,2}", pins).prop_map(|(address, pins)| ControllerRecord { address, pins });
+    prop::collection::vec(one, 0..3)
+}
+
 fn network() -> impl Strategy<Value = Record> {
     let prefix4 = prop::option::of((0u8..2, 24u8..26));
-    (0u8..2, name(), 0u16..2, prefix4).prop_map(|(id, name, third, prefix4)| {
+    (0u8..2, name(), 0u16..2, prefix4, controllers()).prop_map(|(id, name, third, prefix4, controllers)| {
         Record::Network(NetworkRecord {
             id: NetworkId::from_bytes([id; 16]),
             name,
             prefix6: Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 1, third, 0, 0, 0, 0, 0), 48),
             prefix4: prefix4.map(|(n, len)| Ipv4Net::new_assert(Ipv4Addr::new(10, n, 0, 0), len)),
+            controllers,
         })
     })
 }

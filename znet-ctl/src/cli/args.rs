@@ -61,6 +61,12 @@ pub enum Command {
         after_help = "Examples:\n  znet-ctl network create acme --prefix 10.77.0.0/16\n  znet-ctl network list"
     )]
     Network(NetworkCommand),
+    /// List and change where agents look for a network's controllers
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  znet-ctl controllers list\n  znet-ctl controllers add ctl2.example.net:7443"
+    )]
+    Controllers(ControllerCommand),
     /// Create, list and revoke join tokens
     #[command(
         subcommand,
@@ -290,6 +296,52 @@ pub enum NetworkCommand {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+}
+
+/// What can be done with the list of controllers in the networks' maps.
+#[derive(Debug, Subcommand)]
+pub enum ControllerCommand {
+    /// List where agents look for the controllers; nothing where join tokens alone tell
+    #[command(
+        after_help = "Examples:\n  znet-ctl controllers list\n  znet-ctl controllers list --network acme"
+    )]
+    List {
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Have agents look there as well, after all others
+    #[command(after_help = "Examples:\n  znet-ctl controllers add ctl2.example.net:7443")]
+    Add {
+        /// Where agents reach a controller
+        #[arg(value_name = "HOST:PORT", required = true)]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Have agents look there no more
+    #[command(after_help = "Examples:\n  znet-ctl controllers remove ctl.example.net:7443 --network acme")]
+    Remove {
+        /// Where agents do not reach a controller any more
+        #[arg(value_name = "HOST:PORT", required = true)]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Replace the list; without an address join tokens alone tell
+    #[command(
+        after_help = "Examples:\n  znet-ctl controllers set c1.example.net:7443 c2.example.net:7443\n  znet-ctl controllers set --network acme"
+    )]
+    Set {
+        /// Where agents reach controllers, in the order in which they try them
+        #[arg(value_name = "HOST:PORT")]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
     },
 }
 

@@ -36,6 +36,7 @@ impl Asker {
     pub(super) async fn ask(&self, command: Command) -> Result {
         match command {
             Command::Network(command) => self.network(command).await,
+            Command::Controllers(command) => self.controllers(command).await,
             Command::Token(command) => self.token(command).await,
             Command::Node(command) => self.node(command).await,
             Command::Container(command) => self.container(command).await,

@@ -4,6 +4,7 @@ mod access;
 mod apply;
 mod args;
 mod ask;
+mod controllers;
 mod files;
 mod gc;
 mod members;

@@ -101,6 +101,7 @@ impl Hub {
             };
             self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(hosted.clone());
             hosted.started().await;
+            self.tend.notify_one();
         }
         Ok(())
     }

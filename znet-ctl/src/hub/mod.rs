@@ -2,12 +2,14 @@
 
 mod follow;
 mod operators;
+mod tend;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use znet_api::error::Problem;
 use znet_api::tls::{Identity, Pin, TlsError};
@@ -90,6 +92,8 @@ pub struct Hub {
     advertise: Vec<String>,
     networks: RwLock<Networks>,
     operators: ArcSwap<Operators>,
+    /// Told when a network came, so that its map says where its controllers are.
+    tend: Arc<Notify>,
     /// Held while networks come or go and while operators change: those are rare.
     changing: tokio::sync::Mutex<()>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Result<(), StoreError>)>>,
@@ -134,9 +138,11 @@ impl Hub {
             advertise,
             networks: RwLock::new(networks),
             operators: ArcSwap::from_pointee(operators),
+            tend: Arc::new(Notify::new()),
             changing: tokio::sync::Mutex::new(()),
             probed: tokio::sync::Mutex::new(None),
         });
+        tokio::spawn(tend::run(Arc::downgrade(&hub), hub.tend.clone()));
         if let Some(news) = news {
             tokio::spawn(follow::run(Arc::downgrade(&hub), news));
         }
@@ -151,6 +157,11 @@ impl Hub {
     /// The pin of the controller's TLS key.
     pub fn pin(&self) -> Pin {
         self.pin
+    }
+
+    /// The pins of all TLS keys by which this controller is known, the one to ask for first.
+    pub fn pins(&self) -> Vec<Pin> {
+        vec![self.pin]
     }
 
     /// Where agents reach this controller.
@@ -235,6 +246,7 @@ impl Hub {
         let hosted = Hosted::start(id, new.name.clone(), key, &self.common);
         self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(hosted.clone());
         hosted.started().await;
+        self.tend.notify_one();
         Ok(hosted)
     }
 

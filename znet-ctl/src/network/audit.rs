@@ -27,6 +27,7 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
         Command::RevokeAccess { .. } => "access.revoke",
         Command::Configure(_) => "network.change",
         Command::Collect { .. } => "node.collect",
+        Command::ChangeControllers { .. } => "network.controllers",
         Command::NewEpoch => "network.epoch",
     }
 }
@@ -94,6 +95,13 @@ pub(super) fn note(
         (Command::Collect { absent }, Reply::Removed { containers, nodes }) => {
             let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();
             format!("{nodes} absent nodes with {} containers: {}", containers.len(), names.join(", "))
+        }
+        (Command::ChangeControllers { add, remove, only, pins }, _) => {
+            let (add, pins) = (list(add), list(pins));
+            match only {
+                true => format!("controllers are {add}, with the pins {pins}"),
+                false => format!("controllers: added {add}, removed {}, with the pins {pins}", list(remove)),
+            }
         }
         (Command::NewEpoch, _) => format!("the epoch after {}", before.conf().epoch),
         _ => String::new(),

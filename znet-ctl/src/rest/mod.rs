@@ -9,6 +9,7 @@ mod access;
 mod audit;
 mod auth;
 mod containers;
+mod controllers;
 mod garbage;
 mod networks;
 mod nodes;
@@ -67,6 +68,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(networks::show, networks::change, networks::delete))
         .routes(routes!(networks::status))
         .routes(routes!(networks::new_epoch))
+        .routes(routes!(controllers::list, controllers::set, controllers::change))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(nodes::list))

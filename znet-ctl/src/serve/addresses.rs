@@ -5,19 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use nix::ifaddrs::getifaddrs;
 use znet_api::token::MAX_CONTROLLER_ENDPOINTS;
 
-/// Whether a text can stand in a join token as a place to connect to.
-pub(super) fn is_host_and_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let host_ok = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-            !host.is_empty() && host.len() <= 253 && host.chars().all(allowed)
-        }
-    };
-    host_ok && port.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 /// The machine's own addresses with the port on which it listens: what it listens on, or when that is every address
 /// all that are neither loopback nor link-local. Loopback alone when there is no other.
 pub(super) fn own(listen: SocketAddr) -> Vec<String> {
@@ -51,19 +38,9 @@ fn is_link_local(ip: &IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use znet_core::map::is_host_and_port;
 
-    #[test]
-    fn only_places_that_can_be_connected_to_are_advertised() {
-        for good in ["ctl.example.net:7443", "192.0.2.1:1", "[2001:db8::1]:65535"] {
-            assert!(is_host_and_port(good), "{good}");
-        }
-        for bad in
-            ["", "ctl", "ctl:", "ctl:0", "ctl:65536", ":7443", "2001:db8::1:7443x", "[::1]", "a b:1", "[x]:1"]
-        {
-            assert!(!is_host_and_port(bad), "{bad}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn what_it_listens_on_is_what_it_advertises() {

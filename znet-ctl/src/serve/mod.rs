@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use znet_api::tls::{TlsError, server_config};
+use znet_core::map::is_host_and_port;
 
 use crate::clock::Clock;
 use crate::hub::{Hub, HubError};
@@ -98,7 +99,7 @@ pub enum ServeError {
 /// [`ServeError`]: the controller could not begin.
 pub async fn run(options: ServeOptions) -> Result<(), ServeError> {
     znet_api::tls::install_provider();
-    if let Some(text) = options.advertise.iter().find(|text| !addresses::is_host_and_port(text)) {
+    if let Some(text) = options.advertise.iter().find(|text| !is_host_and_port(text)) {
         return Err(ServeError::Advertise { text: text.clone() });
     }
     let data = DataDir::open(&options.data_dir)?;

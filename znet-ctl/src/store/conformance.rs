@@ -423,6 +423,7 @@ fn conf(network: NetworkId, name: &str) -> Result<Row, Broken> {
         epoch: Epoch::new(3),
         created: now(),
         next_container: ContainerId::new(1),
+        controllers: Vec::new(),
     }))
 }
 

@@ -15,7 +15,13 @@ fn zone(network: &str, six: &str, four: Option<&str>, containers: &[&str]) -> Zo
     let (prefix6, prefix4): (ipnet::Ipv6Net, Option<ipnet::Ipv4Net>) =
         (six.parse().unwrap(), four.map(|four| four.parse().unwrap()));
     let name: Name = network.parse().unwrap();
-    let record = NetworkRecord { id: NetworkId::from_bytes([7; 16]), name: name.clone(), prefix6, prefix4 };
+    let record = NetworkRecord {
+        id: NetworkId::from_bytes([7; 16]),
+        name: name.clone(),
+        prefix6,
+        prefix4,
+        controllers: vec![],
+    };
     let mut changes = vec![Change::Put(MapRecord::Network(record))];
     for (number, container) in (2u32..).zip(containers) {
         changes.push(Change::Put(MapRecord::Container(ContainerRecord {
