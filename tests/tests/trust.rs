@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use netns_harness::{Process, probe};
+use netns_harness::{Host, Output, Process, Signal, probe};
 use serde_json::Value;
-use znet_tests::{Cluster, Controller, FIRST_PACKET, Member, NetworkSpec, Node, Result, World};
+use znet_tests::{Cluster, Controller, FIRST_PACKET, Member, NetworkSpec, Node, Result, World, program};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -19,7 +19,7 @@ fn flood(from: &Member, to: &Member) -> Result<Process> {
 }
 
 fn assert_no_loss(flood: &Process) -> Result {
-    flood.signal(netns_harness::Signal::SIGINT)?;
+    flood.signal(Signal::SIGINT)?;
     flood.wait(SOON)?;
     let text = flood.stdout()?;
     let sent = text.lines().find_map(|line| line.split_once(" packets transmitted")?.0.parse::<usize>().ok());
@@ -116,10 +116,138 @@ fn controllers_that_share_a_store_put_themselves_into_the_map_and_agents_find_on
     // Neither address of the token leads anywhere any more.
     c1.host().remove_address("eth0", "192.0.2.1/24")?;
     let asleep = c2.process()?;
-    asleep.signal(netns_harness::Signal::SIGSTOP)?;
+    asleep.signal(Signal::SIGSTOP)?;
     let attached = || node.attach_with("acme", "later", &["--wait-controller", "10s"]).ok();
     probe::until("the node to find its controller", SOON, attached)?;
-    asleep.signal(netns_harness::Signal::SIGCONT)?;
+    asleep.signal(Signal::SIGCONT)?;
+    cluster.lab.passed();
+    Ok(())
+}
+
+/// The keys of a controller: the pin that it shows, the one that it announces, and those that it keeps.
+fn keys(controller: &Controller) -> Option<(String, Option<String>, Vec<String>)> {
+    let keys = controller.json(&["tls", "show"]).ok()?;
+    let former = keys["former"].as_array()?.iter();
+    let former = former.map(|former| former["pin"].as_str().unwrap().to_owned()).collect();
+    Some((keys["current"].as_str()?.to_owned(), keys["next"].as_str().map(str::to_owned), former))
+}
+
+/// What `znet-ctl network list` says to an operator elsewhere who pins this key.
+fn ask(from: &Host, operator: &Value, pin: &str) -> Result<Output> {
+    let command = from.command(program("znet-ctl")?).args(["network", "list"]);
+    let command = command.env("ZNET_CONTROLLER", "192.0.2.1:7443").env("ZNET_PIN", pin);
+    Ok(command.env("ZNET_OPERATOR_TOKEN", operator["operator_token"].as_str().unwrap()).try_run()?)
+}
+
+#[test]
+fn the_tls_key_changes_under_running_agents_and_who_was_away_is_served_until_the_old_one_is_retired() -> Result
+{
+    let mut world = World::new("tls-rotate")?;
+    let token = acme(&world.controller)?;
+    let (n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
+    let mut away = world.node("away", &[&token])?;
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    b.wait_reaches(a.v6()?, FIRST_PACKET)?;
+    let operator = world.controller.json(&["operator", "create", "far", "--role", "admin"])?;
+    let (far, old) = (world.host("far")?, operator["pin"].as_str().unwrap().to_owned());
+    away.stop_agent()?;
+    let flood = flood(&a, &b)?;
+
+    // A node that is alive and does not hear of it holds the change up.
+    n2.agent()?.signal(Signal::SIGSTOP)?;
+    let rotated = world.controller.json(&["tls", "rotate"])?;
+    let new = rotated["next"].as_str().unwrap().to_owned();
+    assert_eq!(rotated["current"], old.as_str());
+    let announced = || {
+        let listed = world.controller.json(&["controllers", "list"]).ok()?;
+        (listed["acme"][0]["pins"].as_array()?.len() == 2).then_some(())
+    };
+    probe::until("the key to be announced", SOON, announced)?;
+    wait_current(&world.controller, &[&n1])?;
+    assert_eq!(keys(&world.controller).unwrap(), (old.clone(), Some(new.clone()), vec![]));
+    let again = world.controller.try_ctl(&["tls", "rotate"])?;
+    assert!(again.stderr.contains("znet-ctl tls promote"), "{}", again.stderr);
+    // Killed in the middle, it goes on with what is left to do.
+    world.controller.kill()?;
+    world.controller.launch()?;
+    n2.agent()?.signal(Signal::SIGCONT)?;
+    let shown = |controller: &Controller| {
+        keys(controller).filter(|keys| *keys == (new.clone(), None, vec![old.clone()]))
+    };
+    probe::until("the new key to be shown", SOON, || shown(&world.controller))?;
+    world.controller.kill()?;
+    world.controller.launch()?;
+    assert!(shown(&world.controller).is_some());
+    for node in [&n1, &n2] {
+        node.wait_connected("acme")?;
+    }
+    wait_current(&world.controller, &[&n1, &n2])?;
+
+    // Who was away, who has an old token and who pins the old key are served, and told.
+    away.launch()?;
+    away.wait_connected("acme")?;
+    let late = world.node("late", &[&token])?;
+    late.wait_connected("acme")?;
+    let said = ask(&far, &operator, &old)?;
+    assert!(said.status.success() && said.stderr.contains(&format!("ZNET_PIN={new}")), "{}", said.stderr);
+    let said = ask(&far, &operator, &new)?;
+    assert!(said.status.success() && said.stderr.is_empty(), "{}", said.stderr);
+    wait_current(&world.controller, &[&away, &late])?;
+
+    // Retired, the old key opens nothing, and nobody who followed notices.
+    let fresh = world.controller.token("acme", &[])?;
+    world.controller.ctl(&["tls", "retire", "--yes"])?;
+    let said = ask(&far, &operator, &old)?;
+    assert_eq!(said.status.code(), Some(5), "{}", said.stderr);
+    assert!(ask(&far, &operator, &new)?.status.success());
+    world.controller.kill()?;
+    world.controller.launch()?;
+    for node in [&n1, &n2, &away, &late] {
+        node.wait_connected("acme")?;
+        wait_current(&world.controller, &[node])?;
+    }
+    let stranger = world.node("stranger", &[])?;
+    let refused = stranger.try_znet(&["join", &token])?;
+    assert!(refused.stderr.contains("the token is of another controller"), "{}", refused.stderr);
+    stranger.znet(&["join", &fresh])?;
+    stranger.wait_connected("acme")?;
+    assert_no_loss(&flood)?;
+    let done = world.controller.json(&["audit", "--limit", "1000"])?;
+    let done = done.as_array().unwrap().iter().filter_map(|record| record["action"].as_str());
+    let done: Vec<&str> = done.filter(|action| action.starts_with("tls.")).collect();
+    assert_eq!(done, ["tls.rotate", "tls.promote", "tls.retire"]);
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn controllers_that_share_a_store_change_their_tls_key_together_and_give_the_old_one_up_in_time() -> Result {
+    let mut cluster = Cluster::new("etcd-tls")?;
+    let token = acme(&cluster.controllers[0])?;
+    let node = cluster.node("n1", &token)?;
+    let (old, ..) = keys(&cluster.controllers[0]).unwrap();
+    cluster.controllers[0].ctl(&["tls", "rotate", "--keep", "8s"])?;
+    // The one that was asked dies; the other one ends what was begun.
+    cluster.controllers[0].kill()?;
+    let shown = |controller: &Controller| {
+        keys(controller)
+            .filter(|(new, next, former)| *new != old && next.is_none() && *former == [old.clone()])
+    };
+    let (new, ..) =
+        probe::until("the second controller to show the new key", SOON, || shown(&cluster.controllers[1]))?;
+    wait_current(&cluster.controllers[1], &[&node])?;
+    let late = cluster.node("late", &token)?;
+    late.wait_connected("acme")?;
+    let over = |controller: &Controller| keys(controller).filter(|keys| *keys == (new.clone(), None, vec![]));
+    probe::until("the old key to be given up", SOON, || over(&cluster.controllers[1]))?;
+    cluster.controllers[0].launch()?;
+    assert!(over(&cluster.controllers[0]).is_some());
+    cluster.controllers[1].kill()?;
+    for node in [&node, &late] {
+        let attached = || node.attach_with("acme", node.name(), &[]).ok();
+        probe::until("the node to be served by the first controller", SOON, attached)?;
+    }
     cluster.lab.passed();
     Ok(())
 }

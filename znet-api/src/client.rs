@@ -1,7 +1,7 @@
 //! A client of the operators' REST API, over the controller's Unix socket or over pinned TLS with an operator's token.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use crate::error::Problem;
 use crate::rest::{
     Access, AuditRecord, ChangeControllers, ChangeNetwork, Container, Controller, CreateAccess,
     CreateNetwork, CreateOperator, CreateToken, Garbage, Health, Network, NetworkStatus, NewOperator,
-    NewToken, Node, Operator, Removed, Reservation, Reserve, SetControllers, Token,
+    NewToken, Node, Operator, Removed, Reservation, Reserve, RotateTls, SetControllers, TlsKeys, Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -27,6 +27,9 @@ use crate::token::OperatorToken;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in bytes that is read; a backup has its own.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// The header of every answer that tells the pin of the TLS key that the controller shows.
+pub const PIN_HEADER: &str = "znet-pin";
 
 /// Where a controller is and how to be known to it.
 #[derive(Clone, Debug)]
@@ -73,12 +76,26 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct ControllerClient {
     target: Target,
+    newer: Arc<Mutex<Option<Pin>>>,
 }
 
 impl ControllerClient {
     /// A client; nothing is connected yet.
     pub fn new(target: Target) -> Self {
-        Self { target }
+        Self { target, newer: Arc::default() }
+    }
+
+    /// The pin of the key that the controller shows now, where it has told that this is another than the one that is pinned
+    /// here, which it gives up some day.
+    pub fn newer_pin(&self) -> Option<Pin> {
+        *self.newer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_pin(&self, headers: &http::HeaderMap) {
+        let told = headers.get(PIN_HEADER).and_then(|pin| pin.to_str().ok()?.parse::<Pin>().ok());
+        if let (Target::Remote { pin, .. }, Some(told)) = (&self.target, told) {
+            *self.newer.lock().unwrap_or_else(PoisonError::into_inner) = (told != *pin).then_some(told);
+        }
     }
 
     /// `GET /healthz`
@@ -179,6 +196,38 @@ impl ControllerClient {
         request: &ChangeControllers,
     ) -> Result<Vec<Controller>, ClientError> {
         self.call(Method::PATCH, &format!("/v1/networks/{network}/controllers"), Some(request)).await
+    }
+
+    /// `GET /v1/tls`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn tls(&self) -> Result<TlsKeys, ClientError> {
+        self.get("/v1/tls").await
+    }
+
+    /// `POST /v1/tls/rotate`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rotate_tls(&self, request: &RotateTls) -> Result<TlsKeys, ClientError> {
+        self.call(Method::POST, "/v1/tls/rotate", Some(request)).await
+    }
+
+    /// `POST /v1/tls/promote`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn promote_tls(&self) -> Result<TlsKeys, ClientError> {
+        self.call(Method::POST, "/v1/tls/promote", None::<&()>).await
+    }
+
+    /// `POST /v1/tls/retire`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn retire_tls(&self) -> Result<TlsKeys, ClientError> {
+        self.call(Method::POST, "/v1/tls/retire", None::<&()>).await
     }
 
     /// `GET /v1/networks/{network}/tokens`
@@ -454,6 +503,7 @@ impl ControllerClient {
         let connection = tokio::spawn(connection);
         let answer = sender.send_request(request).await.map_err(|error| protocol(&root_cause(&error)))?;
         let status = answer.status();
+        self.note_pin(answer.headers());
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         connection.abort();
         let body = body.map_err(|error| ClientError::Protocol(error.to_string()))?.to_bytes();

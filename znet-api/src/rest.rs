@@ -199,6 +199,39 @@ pub struct ChangeControllers {
     pub remove: Vec<String>,
 }
 
+/// The TLS keys by which controllers are known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TlsKeys {
+    /// The pin of the one that is shown.
+    pub current: String,
+    /// The pin of the one that is announced to follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Those that another one has followed, and that are still shown to whoever asks for them.
+    #[serde(default)]
+    pub former: Vec<FormerTlsKey>,
+}
+
+/// A TLS key that another one has followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FormerTlsKey {
+    /// Its pin.
+    pub pin: String,
+    /// Until when it is shown to whoever asks for it; until it is retired when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+/// How a TLS key is changed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateTls {
+    /// For how many seconds the present key is kept once the new one is shown; until it is retired when absent.
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
+    pub keep_seconds: Option<u64>,
+}
+
 /// A join token to create.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

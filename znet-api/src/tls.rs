@@ -5,7 +5,7 @@
 //! the proof, in the handshake, that the other side holds it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,6 +13,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
@@ -195,18 +197,67 @@ pub fn client_config(
 /// A server that speaks TLS 1.3, HTTP/2 and HTTP/1.1, and accepts callers with and without a key of their own.
 ///
 /// # Errors
-/// [`TlsError::Config`] when the TLS library refuses the identity.
-pub fn server_config(identity: &Identity) -> Result<rustls::ServerConfig, TlsError> {
+/// [`TlsError::Config`] when the TLS library refuses the configuration.
+pub fn server_config(keys: Arc<ServerKeys>) -> Result<rustls::ServerConfig, TlsError> {
     let provider = provider();
     let verifier = Arc::new(AnyNode { provider: provider.clone() });
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![identity.certificate.clone()], identity.private_key())?;
+        .with_cert_resolver(keys);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Agents stay connected, and when thousands come back at once it is to a process that knows no session.
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// The keys that a server has. Which one it shows depends on the name that the client asks for ([`name_of`]); they can be replaced
+/// while it serves.
+#[derive(Debug)]
+pub struct ServerKeys(RwLock<Arc<[ServerKey]>>);
+
+#[derive(Debug)]
+struct ServerKey {
+    name: String,
+    key: Arc<CertifiedKey>,
+}
+
+impl ServerKeys {
+    /// These keys; the first is for whoever asks for none of them.
+    ///
+    /// # Errors
+    /// [`TlsError`] when one cannot be used.
+    pub fn new(identities: &[Identity]) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(Self::load(identities)?)))
+    }
+
+    /// Replaces them for the handshakes that come.
+    ///
+    /// # Errors
+    /// [`TlsError`] when one cannot be used; then they stay.
+    pub fn set(&self, identities: &[Identity]) -> Result<(), TlsError> {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Self::load(identities)?;
+        Ok(())
+    }
+
+    fn load(identities: &[Identity]) -> Result<Arc<[ServerKey]>, TlsError> {
+        let provider = provider();
+        let load = |identity: &Identity| {
+            let signing = provider.key_provider.load_private_key(identity.private_key())?;
+            let key = CertifiedKey::new(vec![identity.certificate.clone()], signing);
+            Ok(ServerKey { name: name_of(&identity.pin()?), key: Arc::new(key) })
+        };
+        identities.iter().map(load).collect()
+    }
+}
+
+impl ResolvesServerCert for ServerKeys {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = hello.server_name();
+        let named = asked.and_then(|asked| keys.iter().find(|key| key.name == asked));
+        named.or(keys.first()).map(|key| key.key.clone())
+    }
 }
 
 /// The [`PinMismatch`] among the causes of an error, if that is what it was.

@@ -17,6 +17,7 @@ use znet_api::tls::Identity;
 use znet_core::id::NetworkId;
 use znet_core::key::SigningKey;
 
+use crate::identities::Identities;
 use crate::keys::{self, DataDir, KeysError};
 use crate::store::{SharedStore, Store, StoreError};
 
@@ -89,13 +90,13 @@ impl Keyring {
         }
     }
 
-    /// The TLS identity that agents pin; made at the first call ever.
+    /// The TLS keys that agents pin; the first is made at the first call ever.
     ///
     /// # Errors
-    /// [`KeysError`]: it cannot be read, written or understood.
-    pub async fn identity(&self) -> Result<Identity, KeysError> {
+    /// [`KeysError`]: they cannot be read, written or understood.
+    pub async fn identities(&self) -> Result<Identities, KeysError> {
         let sealed = match self {
-            Self::Directory(data) => return data.identity(),
+            Self::Directory(data) => return data.identities(),
             Self::Shared(sealed) => sealed,
         };
         let unusable = |why: String| KeysError::Unusable { path: in_store(TLS), why };
@@ -108,15 +109,29 @@ impl Keyring {
             }
         };
         let pem = std::str::from_utf8(&pem).map_err(|error| unusable(error.to_string()))?;
-        Identity::from_pem(pem).map_err(|error| unusable(error.to_string()))
+        Identities::from_text(pem).map_err(|error| unusable(error.to_string()))
     }
 
-    /// Keeps a TLS identity where there is none yet, for a move from one store to another.
+    /// Puts TLS keys in the place of others; `false` when those are not there any more. When it returns they are durable, and
+    /// other controllers on the same store are told.
     ///
     /// # Errors
-    /// [`KeysError`]: there is another one, or it cannot be written.
-    pub async fn take_over_identity(&self, identity: &Identity) -> Result<(), KeysError> {
-        let pem = identity.to_pem();
+    /// [`KeysError`].
+    pub async fn replace_identities(&self, old: &Identities, new: &Identities) -> Result<bool, KeysError> {
+        match self {
+            Self::Directory(data) => data.write_identities(new).map(|()| true),
+            Self::Shared(sealed) => {
+                sealed.replace(TLS, old.to_text().as_bytes(), new.to_text().as_bytes()).await
+            }
+        }
+    }
+
+    /// Keeps TLS keys where there are none yet, for a move from one store to another.
+    ///
+    /// # Errors
+    /// [`KeysError`]: there are others, or they cannot be written.
+    pub async fn take_over_identities(&self, identities: &Identities) -> Result<(), KeysError> {
+        let pem = identities.to_text();
         match self {
             Self::Directory(data) => keys::restore_key_file(data.path(), keys::TLS, &pem).map(drop),
             Self::Shared(sealed) if sealed.put(TLS, pem.as_bytes()).await?.as_slice() == pem.as_bytes() => {
@@ -210,6 +225,15 @@ impl Sealed {
         let sealed = self.sealer.seal(name, secret)?;
         let there = self.shared()?.put_secret(name, &sealed).await?;
         self.unseal(name, &there)
+    }
+
+    /// Puts a secret in the place of another one; `false` when that one is not there any more.
+    async fn replace(&self, name: &str, old: &[u8], new: &[u8]) -> Result<bool, KeysError> {
+        let Some(sealed) = self.shared()?.secret(name).await? else { return Ok(false) };
+        if self.unseal(name, &sealed)?.as_slice() != old {
+            return Ok(false);
+        }
+        Ok(self.shared()?.replace_secret(name, &sealed, &self.sealer.seal(name, new)?).await?)
     }
 
     fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeysError> {

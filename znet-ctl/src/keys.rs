@@ -3,7 +3,7 @@
 //! ```text
 //! DATA_DIR/            0700
 //!   lock               flock(2); holds the number of the process that has it
-//!   tls.pem            0600  the key that join tokens pin
+//!   tls.pem            0600  the keys that join tokens and maps pin
 //!   znet.db            0600  everything else (see the store)
 //!   networks/ID.key    0600  the seed with which a network signs its heads
 //!   store.key          0600  where the store is one that several controllers share: opens their keys in it
@@ -25,6 +25,7 @@ use znet_api::tls::Identity;
 use znet_core::id::NetworkId;
 use znet_core::key::SigningKey;
 
+use crate::identities::Identities;
 use crate::store::StoreError;
 
 const LOCK: &str = "lock";
@@ -137,22 +138,30 @@ impl DataDir {
         store_file(&self.path)
     }
 
-    /// The controller's TLS identity; made at the first call ever.
+    /// The controller's TLS keys; the first is made at the first call ever.
     ///
     /// # Errors
     /// [`KeysError`]: the file cannot be read, written or understood.
-    pub fn identity(&self) -> Result<Identity, KeysError> {
+    pub fn identities(&self) -> Result<Identities, KeysError> {
         let file = self.path.join(TLS);
         match read(&file)? {
-            Some(pem) => Identity::from_pem(&pem)
+            Some(pem) => Identities::from_text(&pem)
                 .map_err(|error| KeysError::Unusable { path: file, why: error.to_string() }),
             None => {
                 let identity = Identity::generate()
                     .map_err(|error| KeysError::Unusable { path: file.clone(), why: error.to_string() })?;
                 write(&file, identity.to_pem().as_bytes())?;
-                Ok(identity)
+                Ok(identity.into())
             }
         }
+    }
+
+    /// Replaces the TLS keys. When it returns they are durable.
+    ///
+    /// # Errors
+    /// [`KeysError::Io`].
+    pub fn write_identities(&self, identities: &Identities) -> Result<(), KeysError> {
+        write(&self.path.join(TLS), identities.to_text().as_bytes())
     }
 
     /// Puts a network's signing key on the disk. When it returns the key is durable.
@@ -298,8 +307,8 @@ mod tests {
     fn keys_come_back_and_nobody_else_may_read_them() {
         let dir = directory();
         let data = DataDir::open(dir.path()).unwrap();
-        let pin = data.identity().unwrap().pin().unwrap();
-        assert_eq!(data.identity().unwrap().pin().unwrap(), pin);
+        let pin = data.identities().unwrap().pins().unwrap();
+        assert_eq!(data.identities().unwrap().pins().unwrap(), pin);
         let (network, other) = (NetworkId::from_bytes([1; 16]), NetworkId::from_bytes([2; 16]));
         let key = SigningKey::from_seed(&[5; 32]);
         data.write_network_key(network, &key).unwrap();
@@ -318,9 +327,9 @@ mod tests {
     fn a_damaged_key_is_named_and_not_replaced() {
         let dir = directory();
         let data = DataDir::open(dir.path()).unwrap();
-        data.identity().unwrap();
+        data.identities().unwrap();
         fs::write(dir.path().join(TLS), "garbage").unwrap();
-        assert!(matches!(data.identity(), Err(KeysError::Unusable { .. })));
+        assert!(matches!(data.identities(), Err(KeysError::Unusable { .. })));
         let network = NetworkId::from_bytes([1; 16]);
         fs::write(network_key_file(dir.path(), network), "AAAA").unwrap();
         assert!(matches!(data.network_key(network), Err(KeysError::Unusable { .. })));

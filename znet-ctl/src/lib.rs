@@ -10,6 +10,7 @@
 //! | [`cli`] | the command line |
 //! | [`clock`] | the time, as a value |
 //! | [`store`] | what must survive: SQLite, and in memory for tests |
+//! | [`identities`] | the TLS keys, while one takes the place of another |
 //! | [`keys`] | the data directory: its lock and its keys |
 //! | [`network`] | one network's task, its streams and its supervisor |
 //! | [`hub`] | all networks of a controller |
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod grpc;
 pub mod hub;
+pub mod identities;
 pub mod keyring;
 pub mod keys;
 pub mod metrics;

@@ -178,8 +178,8 @@ pub async fn migrate(from: &Side, to: &Side, store_key: &Path) -> Result<Report,
         return Err(MigrateError::NotEmpty { side: target.name.clone() });
     }
     // Keys before anything that needs them.
-    let identity = source.keys.identity().await?;
-    target.keys.take_over_identity(&identity).await?;
+    let identities = source.keys.identities().await?;
+    target.keys.take_over_identities(&identities).await?;
     let before = source.store.networks().await.map_err(source.failed())?;
     let mut report = Report { networks: Vec::new(), operators: 0, audit: 0 };
     for entry in &before {
@@ -199,8 +199,8 @@ pub async fn migrate(from: &Side, to: &Side, store_key: &Path) -> Result<Report,
     if unnumbered(target.audit().await?) != unnumbered(audit) {
         return Err(target.different("the audit trail"));
     }
-    if target.keys.identity().await?.pin()? != identity.pin()? {
-        return Err(target.different("the TLS key"));
+    if target.keys.identities().await?.to_text() != identities.to_text() {
+        return Err(target.different("the TLS keys"));
     }
     let after = source.store.networks().await.map_err(source.failed())?;
     target.store.close().await;

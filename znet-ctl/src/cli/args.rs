@@ -67,6 +67,9 @@ pub enum Command {
         after_help = "Examples:\n  znet-ctl controllers list\n  znet-ctl controllers add ctl2.example.net:7443"
     )]
     Controllers(ControllerCommand),
+    /// Show and change the TLS key by which the controllers are known
+    #[command(subcommand, after_help = "Examples:\n  znet-ctl tls show\n  znet-ctl tls rotate --keep 30d")]
+    Tls(TlsCommand),
     /// Create, list and revoke join tokens
     #[command(
         subcommand,
@@ -342,6 +345,31 @@ pub enum ControllerCommand {
         /// The network, by name or identifier; all when absent
         #[arg(long, value_name = "NETWORK")]
         network: Option<String>,
+    },
+}
+
+/// What can be done with the TLS key.
+#[derive(Debug, Subcommand)]
+pub enum TlsCommand {
+    /// Show the keys by their pins
+    #[command(after_help = "Examples:\n  znet-ctl tls show --output json")]
+    Show,
+    /// Make a new key and announce it; it is shown when all live nodes know it, and the present one to whoever asks for that
+    #[command(after_help = "Examples:\n  znet-ctl tls rotate\n  znet-ctl tls rotate --keep 30d")]
+    Rotate {
+        /// Give the present key up so long after the new one is shown [default: keep it until `tls retire`]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        keep: Option<Duration>,
+    },
+    /// Show the announced key now, whoever knows it
+    #[command(after_help = "Examples:\n  znet-ctl tls promote")]
+    Promote,
+    /// Give up the keys that another has followed; whoever knows those alone is refused
+    #[command(after_help = "Examples:\n  znet-ctl tls retire --yes")]
+    Retire {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

@@ -33,10 +33,20 @@ impl Asker {
         Ok(Self { client: ControllerClient::new(target(place)?), format })
     }
 
+    /// Says which key the controller shows now, where that is not the one that was pinned. On standard error, as nobody asked.
+    pub(super) fn tell_newer_pin(&self) {
+        if let Some(pin) = self.client.newer_pin() {
+            eprintln!(
+                "the controller has another TLS key now and will give up the one that --pin names: from now on\n  export ZNET_PIN={pin}"
+            );
+        }
+    }
+
     pub(super) async fn ask(&self, command: Command) -> Result {
         match command {
             Command::Network(command) => self.network(command).await,
             Command::Controllers(command) => self.controllers(command).await,
+            Command::Tls(command) => self.tls(command).await,
             Command::Token(command) => self.token(command).await,
             Command::Node(command) => self.node(command).await,
             Command::Container(command) => self.container(command).await,

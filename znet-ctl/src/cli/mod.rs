@@ -12,6 +12,7 @@ mod networks;
 mod operators;
 mod qr;
 mod store;
+mod tls;
 mod watch;
 mod wg_quick;
 
@@ -83,7 +84,9 @@ fn dispatch(args: Args) -> Result {
                 token_file: args.operator_token_file,
                 format: args.common.output,
             })?;
-            znet_cli::runtime(false)?.block_on(asker.ask(command))
+            let told = znet_cli::runtime(false)?.block_on(asker.ask(command));
+            asker.tell_newer_pin();
+            told
         }
     }
 }

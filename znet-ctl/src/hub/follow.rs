@@ -81,6 +81,9 @@ impl Hub {
     async fn take_stock(&self) -> Result<(), CommandError> {
         let _changing = self.changing.lock().await;
         self.reload_operators().await?;
+        if let Err(error) = self.reload_tls().await {
+            tracing::warn!(%error, "what another controller did to the TLS keys cannot be read");
+        }
         let there = self.common.store.networks().await?;
         let ids: BTreeSet<_> = there.iter().map(|entry| entry.id).collect();
         for gone in self.networks().iter().filter(|hosted| !ids.contains(&hosted.id())) {

@@ -3,6 +3,7 @@
 mod follow;
 mod operators;
 mod tend;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,7 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use znet_api::error::Problem;
-use znet_api::tls::{Identity, Pin, TlsError};
+use znet_api::tls::{ServerKeys, TlsError};
 use znet_core::controller::{Network, NewNetwork, StateChange};
 use znet_core::id::{NetworkId, Revision};
 use znet_core::key::SigningKey;
@@ -20,12 +21,15 @@ use znet_core::name::Name;
 
 use crate::actor::Actor;
 use crate::clock::Clock;
+use crate::identities::Identities;
 use crate::keyring::Keyring;
 use crate::keys::KeysError;
 use crate::metrics::{Metrics, NetworkFigures};
 use crate::network::{CommandError, Common, Hosted};
 use crate::store::{AuditNote, AuditRecord, Commit, Store, StoreError};
 use operators::Operators;
+
+pub use tls::{TlsStep, TlsStepError};
 
 /// How long a store that fails is not tried again for the answer of `/healthz`.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -87,8 +91,8 @@ struct Networks {
 pub struct Hub {
     common: Common,
     keys: Keyring,
-    identity: Identity,
-    pin: Pin,
+    tls: ArcSwap<Identities>,
+    server_keys: Arc<ServerKeys>,
     advertise: Vec<String>,
     networks: RwLock<Networks>,
     operators: ArcSwap<Operators>,
@@ -113,8 +117,9 @@ impl Hub {
         advertise: Vec<String>,
     ) -> Result<Arc<Self>, HubError> {
         let keys = keys.into();
-        let identity = keys.identity().await?;
-        let pin = identity.pin()?;
+        let identities = keys.identities().await?;
+        identities.pins()?;
+        let server_keys = Arc::new(ServerKeys::new(&identities.all())?);
         // Before anything is read: what changes from then on is heard of.
         let news = follow::News::of(store.as_ref());
         let common = Common { store, clock, metrics: Arc::new(Metrics::new()), tasks: TaskTracker::new() };
@@ -133,8 +138,8 @@ impl Hub {
         let hub = Arc::new(Self {
             common,
             keys,
-            identity,
-            pin,
+            tls: ArcSwap::from_pointee(identities),
+            server_keys,
             advertise,
             networks: RwLock::new(networks),
             operators: ArcSwap::from_pointee(operators),
@@ -149,19 +154,9 @@ impl Hub {
         Ok(hub)
     }
 
-    /// The controller's TLS identity.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The pin of the controller's TLS key.
-    pub fn pin(&self) -> Pin {
-        self.pin
-    }
-
-    /// The pins of all TLS keys by which this controller is known, the one to ask for first.
-    pub fn pins(&self) -> Vec<Pin> {
-        vec![self.pin]
+    /// The TLS keys as the port shows them.
+    pub fn server_keys(&self) -> Arc<ServerKeys> {
+        self.server_keys.clone()
     }
 
     /// Where agents reach this controller.

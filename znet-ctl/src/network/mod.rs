@@ -281,6 +281,11 @@ impl Hosted {
         self.wake.notify_one();
     }
 
+    /// Whether every live node has applied the revision, as far as this controller knows.
+    pub fn all_have_applied(&self, revision: Revision) -> bool {
+        *self.presence.floor().borrow() >= revision
+    }
+
     /// Waits until every live node has applied the revision, or until the deadline.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod operators;
 mod problem;
 mod process;
 mod reservations;
+mod tls;
 #[allow(unused_qualifications, reason = "what utoipa generates for the query")]
 mod tokens;
 
@@ -64,6 +65,10 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(process::metrics))
         .routes(routes!(process::openapi))
         .routes(routes!(process::backup))
+        .routes(routes!(tls::show))
+        .routes(routes!(tls::rotate))
+        .routes(routes!(tls::promote))
+        .routes(routes!(tls::retire))
         .routes(routes!(networks::list, networks::create))
         .routes(routes!(networks::show, networks::change, networks::delete))
         .routes(routes!(networks::status))
@@ -101,6 +106,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(map_request(problem::in_time))
         .layer(from_fn(problem::always))
+        .layer(from_fn_with_state(hub.clone(), tls::tell))
         .layer(from_fn_with_state(hub.clone(), problem::count))
         .with_state(hub)
 }

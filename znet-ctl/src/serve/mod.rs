@@ -115,7 +115,7 @@ pub async fn run(options: ServeOptions) -> Result<(), ServeError> {
     let advertise =
         if options.advertise.is_empty() { addresses::own(address) } else { options.advertise.clone() };
     let hub = Hub::start(keys, store, Clock::system(), advertise).await?;
-    let tls = Arc::new(server_config(hub.identity())?);
+    let tls = Arc::new(server_config(hub.server_keys())?);
     let server = Server {
         doors: Doors::new(hub.clone(), tls),
         stop: CancellationToken::new(),

@@ -231,6 +231,13 @@ impl Store for MemoryStore {
         Ok(removed)
     }
 
+    async fn note(&self, audit: AuditNote) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.writable()?;
+        inner.note(None, None, audit);
+        Ok(())
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.lock().writable()
     }

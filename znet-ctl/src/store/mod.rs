@@ -311,6 +311,12 @@ pub trait Store: Send + Sync + 'static {
     /// A failure.
     async fn remove_operator(&self, id: TokenId, audit: AuditNote) -> Result<bool, StoreError>;
 
+    /// Adds an audit record of what was done to the controller itself.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn note(&self, audit: AuditNote) -> Result<(), StoreError>;
+
     /// Writes a little and takes it back: `Ok` when the store takes commits.
     ///
     /// # Errors
@@ -394,6 +400,12 @@ pub trait SharedStore: Send + Sync {
     /// # Errors
     /// A failure.
     async fn put_secret(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError>;
+
+    /// Puts a sealed secret in the place of another one, and has all controllers look; `false` when that one is not there.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn replace_secret(&self, name: &str, old: &[u8], new: &[u8]) -> Result<bool, StoreError>;
 
     /// Removes a secret.
     ///

@@ -121,6 +121,12 @@ impl Inner {
         Err(busy())
     }
 
+    /// Adds a record of what was done to the controllers themselves.
+    pub(super) async fn note(&self, audit: AuditNote) -> Result<(), StoreError> {
+        let seq = self.next_seq(audit.at, 1);
+        self.ask(self.notes(None, seq, &[Note::new(None, audit)])?).await.map(drop)
+    }
+
     /// Removes an operator's token; `false` when there was none.
     pub(super) async fn remove_operator(&self, id: TokenId, audit: AuditNote) -> Result<bool, StoreError> {
         let key = self.names.operator(id);

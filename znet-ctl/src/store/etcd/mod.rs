@@ -146,6 +146,10 @@ impl Store for EtcdStore {
         self.inner.remove_operator(id, audit).await
     }
 
+    async fn note(&self, audit: AuditNote) -> Result<(), StoreError> {
+        self.inner.note(audit).await
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.inner.ask(vec![put(self.inner.names.probe(), tag())]).await.map(drop)
     }

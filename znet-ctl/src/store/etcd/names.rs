@@ -4,6 +4,7 @@
 //! PREFIX/format                        the form of all this
 //! PREFIX/now/head/NETWORK              the revision; every commit compares and sets it
 //! PREFIX/now/networks, now/operators   set by whoever adds or removes one
+//! PREFIX/now/keys                      set by whoever puts another key in the place of one
 //! PREFIX/name/NAME                     the network of that name
 //! PREFIX/net/NETWORK/base              up to which revision the rows are folded, and who folds
 //! PREFIX/net/NETWORK/row/KEY           a row
@@ -69,6 +70,10 @@ impl Names {
 
     pub(super) fn operators_changed(&self) -> String {
         self.key("now/operators")
+    }
+
+    pub(super) fn keys_changed(&self) -> String {
+        self.key("now/keys")
     }
 
     pub(super) fn names(&self) -> String {

@@ -175,6 +175,10 @@ impl Store for SqliteStore {
         self.write(Write::RemoveOperator { id, audit }).await
     }
 
+    async fn note(&self, audit: AuditNote) -> Result<(), StoreError> {
+        self.write(Write::Note(audit)).await.map(drop)
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.write(Write::Probe).await.map(drop)
     }

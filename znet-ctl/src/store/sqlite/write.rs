@@ -31,6 +31,7 @@ pub(super) enum Write {
     RemoveOperator { id: TokenId, audit: AuditNote },
     Adopt(Adopted),
     AdoptRest { operators: Vec<Operator>, audit: Vec<AuditRecord> },
+    Note(AuditNote),
     Probe,
     Close,
 }
@@ -173,6 +174,7 @@ fn write_one(connection: &Connection, write: &Write) -> Result<bool, Failure> {
         }
         Write::Adopt(adopted) => adopt::network(connection, adopted)?,
         Write::AdoptRest { operators, audit } => adopt::rest(connection, operators, audit)?,
+        Write::Note(audit) => note(connection, None, None, audit)?,
         Write::Probe => {
             connection.execute("UPDATE probe SET count = count + 1", [])?;
         }
