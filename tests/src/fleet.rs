@@ -48,7 +48,9 @@ impl FleetNode {
         let network = token.network.as_bytes().to_vec();
         let secret = token.secret.to_bytes().to_vec();
         let endpoints = vec![format!("198.51.100.{}:51820", number % 250 + 1)];
-        client.join(v1::JoinRequest { network, secret, name: name.clone(), endpoints }).await?;
+        client
+            .join(v1::JoinRequest { network, secret, name: name.clone(), endpoints, ..Default::default() })
+            .await?;
         Ok(Self { token: token.clone(), identity, client, endpoint, name })
     }
 
@@ -106,7 +108,7 @@ impl FleetNode {
     pub async fn watch(&mut self) -> Result<Watcher> {
         let (said, outbox) = tokio::sync::mpsc::channel(16);
         let say = |say| v1::WatchRequest { say: Some(say) };
-        let resume = v1::Resume { network: self.network(), epoch: 0, revision: 0, digest: vec![] };
+        let resume = v1::Resume { network: self.network(), ..Default::default() };
         said.send(say(Say::Resume(resume))).await?;
         let events = self.client.watch(ReceiverStream::new(outbox)).await?.into_inner();
         let member = Member::new(self.token.network, self.token.verifying_key);
@@ -149,6 +151,8 @@ impl Watcher {
                 }
             }
             Event::Head(_) | Event::Ask(_) => {}
+            // It did not say which key it believes, so it is told of no other.
+            Event::Keys(_) => bail!("a line of signing keys that nobody asked for"),
         }
         let revision = self.member.revision();
         let applied = Say::Applied(v1::Applied { revision: revision.get() });

@@ -251,3 +251,160 @@ fn controllers_that_share_a_store_change_their_tls_key_together_and_give_the_old
     cluster.lab.passed();
     Ok(())
 }
+
+/// What `GET /v1/networks/acme/key` says.
+fn signing(controller: &Controller) -> Option<Value> {
+    let socket = controller.host().command("curl").args(["-sS", "--unix-socket", "/run/znet-ctl/ctl.sock"]);
+    let text = socket.arg("http://znet/v1/networks/acme/key").run().ok()?.stdout;
+    serde_json::from_str(&text).ok()
+}
+
+/// The signing key that a node has written down, and how many it has left behind.
+fn believed(node: &Node, token: &str) -> Result<(String, usize)> {
+    let network = token.parse::<znet_api::token::JoinToken>()?.network;
+    let file = node.state_dir().join(format!("networks/{network}/membership.json"));
+    let kept: Value = serde_json::from_slice(&std::fs::read(file)?)?;
+    let former = kept["former_keys"].as_array().map_or(0, Vec::len);
+    Ok((kept["verifying_key"].as_str().unwrap().to_owned(), former))
+}
+
+#[test]
+fn the_signing_key_changes_under_running_agents_and_who_was_away_follows_until_earlier_keys_are_retired()
+-> Result {
+    let mut world = World::new("key-rotate")?;
+    let token = acme(&world.controller)?;
+    let (mut n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
+    let (mut away, mut lost) = (world.node("away", &[&token])?, world.node("lost", &[&token])?);
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    b.wait_reaches(a.v6()?, FIRST_PACKET)?;
+    let first = signing(&world.controller).unwrap()["current"].as_str().unwrap().to_owned();
+    away.stop_agent()?;
+    lost.stop_agent()?;
+    let flood = flood(&a, &b)?;
+
+    // Twice, with the controller killed in the middle of it and between.
+    let rotating = world.controller.host().command(program("znet-ctl")?);
+    let rotating = rotating.args(["network", "rotate-key", "acme"]).spawn("rotate")?;
+    std::thread::sleep(Duration::from_millis(4));
+    world.controller.kill()?;
+    let told = rotating.wait(SOON)?.success();
+    world.controller.launch()?;
+    let now = signing(&world.controller).unwrap();
+    assert!(!told || now["current"] != first.as_str(), "what was acknowledged did not happen");
+    if now["current"] == first.as_str() {
+        world.controller.ctl(&["network", "rotate-key", "acme"])?;
+    }
+    let second = signing(&world.controller).unwrap()["current"].as_str().unwrap().to_owned();
+    wait_current(&world.controller, &[&n1, &n2])?;
+    world.controller.ctl(&["network", "rotate-key", "acme"])?;
+    wait_current(&world.controller, &[&n1, &n2])?;
+    world.controller.kill()?;
+    world.controller.launch()?;
+    let keys = signing(&world.controller).unwrap();
+    let third = keys["current"].as_str().unwrap().to_owned();
+    assert_eq!(keys["former"], serde_json::json!([first, second]));
+    // The private halves of the others are gone.
+    let id = token.parse::<znet_api::token::JoinToken>()?.network;
+    let file = world.controller.data_dir().join(format!("networks/{id}.key"));
+    let one = || (std::fs::read_to_string(&file).ok()?.lines().count() == 1).then_some(());
+    probe::until("the earlier keys to be removed", SOON, one)?;
+    for node in [&n1, &n2] {
+        node.wait_connected("acme")?;
+        wait_current(&world.controller, &[node])?;
+        assert_eq!(believed(node, &token)?, (third.clone(), 2), "{}", node.name());
+    }
+    // An agent that starts without its controller believes what it has on disk, under whichever key that was.
+    world.controller.kill()?;
+    n1.kill_agent()?;
+    n1.launch()?;
+    assert!(n1.revision("acme")? > 0);
+    world.controller.launch()?;
+    n1.wait_connected("acme")?;
+
+    // One that was away follows both steps, and so does a node with an old token.
+    let behind = signing(&world.controller).unwrap()["not_followed"].clone();
+    assert!(
+        ["away", "lost"].iter().all(|name| behind.as_array().unwrap().contains(&(*name).into())),
+        "{behind}"
+    );
+    away.launch()?;
+    away.wait_connected("acme")?;
+    let late = world.node("late", &[&token])?;
+    late.wait_connected("acme")?;
+    let c = late.attach("acme", "c")?;
+    a.wait_reaches(c.v6()?, FIRST_PACKET)?;
+    wait_current(&world.controller, &[&away, &late])?;
+    assert_eq!(believed(&away, &token)?, (third.clone(), 2));
+    assert_eq!(believed(&late, &token)?, (third.clone(), 2));
+
+    // Retired, earlier keys lead nowhere: the operator is told who is lost, and a new token brings that one back.
+    let retired = ["network", "rotate-key", "acme", "--retire"];
+    let asked = world.controller.try_ctl(&retired)?;
+    assert!(
+        !asked.status.success() && asked.stdout.contains("followed yet") && asked.stdout.contains("lost")
+    );
+    world.controller.ctl(&[&retired[..], &["--yes"]].concat())?;
+    assert_eq!(signing(&world.controller).unwrap()["former"], serde_json::json!([]));
+    lost.launch()?;
+    let told = || lost.agent().ok()?.stderr().ok()?.contains("a new join token helps").then_some(());
+    probe::until("the node to be told that its key was retired", SOON, told)?;
+    assert_eq!(believed(&lost, &token)?, (first, 0));
+    let stranger = world.node("stranger", &[])?;
+    let refused = stranger.try_znet(&["join", &token])?;
+    assert!(!refused.status.success() && refused.stderr.contains("key was retired"), "{}", refused.stderr);
+    let fresh = world.controller.token("acme", &[])?;
+    lost.znet(&["join", &fresh])?;
+    lost.wait_connected("acme")?;
+    wait_current(&world.controller, &[&n1, &n2, &away, &late, &lost])?;
+    assert_eq!(believed(&lost, &token)?.0, third);
+    assert_no_loss(&flood)?;
+
+    let said = actions(&world.controller, "acme")?;
+    let count = |wanted: &str| said.iter().filter(|action| *action == wanted).count();
+    assert_eq!((count("network.rotate_key"), count("network.retire_keys")), (2, 1), "{said:?}");
+    // A backup holds the keys that there are.
+    let backup = world.controller.host().dir().join("backup");
+    let backup = backup.to_str().unwrap();
+    world.controller.ctl(&["backup", backup])?;
+    world.controller.kill()?;
+    let data = world.controller.data_dir();
+    world.controller.ctl(&["restore", backup, "--data-dir", data.to_str().unwrap(), "--replace"])?;
+    world.controller.launch()?;
+    n1.wait_connected("acme")?;
+    n1.attach("acme", "after-restore")?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn controllers_that_share_a_store_change_a_signing_key_at_the_same_revision() -> Result {
+    let mut cluster = Cluster::new("etcd-key")?;
+    let token = acme(&cluster.controllers[0])?;
+    let known = || cluster.controllers[1].token("acme", &[]).ok();
+    let second = probe::until("the second controller to know the network", SOON, known)?;
+    let (n1, n2) = (cluster.node("n1", &token)?, cluster.node("n2", &second)?);
+    n1.wait_connected("acme")?;
+    n2.wait_connected("acme")?;
+    let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    let flood = flood(&a, &b)?;
+    cluster.controllers[0].ctl(&["network", "rotate-key", "acme"])?;
+    wait_current(&cluster.controllers[0], &[&n1, &n2])?;
+    cluster.controllers[1].ctl(&["network", "rotate-key", "acme"])?;
+    wait_current(&cluster.controllers[1], &[&n1, &n2])?;
+    let current = |at: usize| -> Value { signing(&cluster.controllers[at]).unwrap()["current"].clone() };
+    assert_eq!(current(0), current(1));
+    for node in [&n1, &n2] {
+        assert_eq!((current(0).as_str().unwrap().to_owned(), 2), believed(node, &token)?);
+    }
+    cluster.controllers[0].kill()?;
+    let moved = || n1.attach_with("acme", "moved", &["--wait-controller", "10s"]).ok();
+    probe::until("the node to be served by the other controller", SOON, moved)?;
+    cluster.controllers[0].launch()?;
+    let late = cluster.node("late", &token)?;
+    late.wait_connected("acme")?;
+    assert_no_loss(&flood)?;
+    cluster.lab.passed();
+    Ok(())
+}

@@ -228,9 +228,12 @@ impl Agent {
                 let mut state = joined.state();
                 let applied = state.member.position();
                 state.kept.take(token, applied);
+                let key = state.kept.verifying_key;
+                state.member.believe(key);
                 state.kept.clone()
             };
             self.files.put_membership(&kept)?;
+            joined.controller.want();
             *joined.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.secret.clone());
             return Ok(joined);
         }
@@ -269,7 +272,7 @@ impl Agent {
         }
         let mut member = Member::new(id, membership.verifying_key);
         // Put together, so that what is torn at the end of the deltas does not stand before new ones.
-        let torn = self.files.load_map(&mut member);
+        let torn = self.files.load_map(&mut member, &membership.former_keys);
         let behind = torn && self.files.put_map(&member).is_err();
         let map_behind = Mutex::new(behind.then(Instant::now));
         let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();

@@ -47,6 +47,11 @@ impl Controller {
         matches!(&*self.contact.borrow(), Contact::Connected(_))
     }
 
+    /// Wants it now: there may be something that helps.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Waits until somebody wants the controller now, so that the next attempt need not wait for its time.
     pub async fn wanted(&self) {
         self.wanted.notified().await;

@@ -16,7 +16,7 @@ use znet_api::token::JoinToken;
 use znet_api::v1::{self, watch_event::Event, watch_request::Say};
 use znet_core::id::NodeId;
 use znet_core::key::PublicKey;
-use znet_core::map::{Change, Record, Refusal, SignedHead};
+use znet_core::map::{Change, LineRefusal, Record, Refusal, SignedHead, Succession};
 use znet_core::name::Name;
 
 use crate::agent::{Agent, Joined};
@@ -47,6 +47,8 @@ enum StreamEnd {
     Malformed(String),
     #[error(transparent)]
     Map(#[from] Refusal),
+    #[error(transparent)]
+    Key(#[from] LineRefusal),
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -133,6 +135,7 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
         secret: secret.map(|secret| secret.to_bytes().to_vec()).unwrap_or_default(),
         name: agent.options.name.to_string(),
         endpoints: endpoints.iter().map(ToString::to_string).collect(),
+        verifying_key: joined.state().member.key().as_bytes().to_vec(),
     };
     let reply =
         client.join(request).await.map_err(|status| AgentError::Controller((&status).into()))?.into_inner();
@@ -175,6 +178,9 @@ pub async fn run(agent: Arc<Agent>, joined: Arc<Joined>) {
         match end {
             Err(StreamEnd::Map(refusal)) => {
                 tracing::error!(%network, %refusal, "the controller's map is not believed; the last verified one stays");
+            }
+            Err(StreamEnd::Key(refusal)) => {
+                tracing::error!(%network, %refusal, "the controller's signing key is not believed; the last verified map stays");
             }
             Err(error) if error.ends_membership() => {
                 tracing::error!(%network, %error, "this node is no member any more; its containers are detached");
@@ -262,6 +268,7 @@ fn resume(joined: &Joined) -> v1::Resume {
         epoch: head.map_or(0, |head| head.epoch.get()),
         revision: head.map_or(0, |head| head.revision.get()),
         digest: head.map(|head| head.digest.as_bytes().to_vec()).unwrap_or_default(),
+        verifying_key: state.member.key().as_bytes().to_vec(),
     }
 }
 
@@ -338,6 +345,11 @@ async fn apply(
         }
         // Answered where the stream is, as nothing is applied.
         Event::Ask(_) => {}
+        Event::Keys(line) => {
+            let line = line.line.iter().map(Succession::try_from).collect::<Result<Vec<_>, _>>();
+            follow(agent, joined, &line.map_err(|error| malformed(&error))?).await?;
+            return Ok(None);
+        }
         Event::Head(head) => {
             let head = SignedHead::try_from(&head).map_err(|error| malformed(&error))?;
             let delta = znet_core::map::Delta {
@@ -349,6 +361,26 @@ async fn apply(
         }
     }
     Ok(Some(joined.state().member.revision().get()))
+}
+
+/// Follows the network's signing keys to the present one. That is on the disk before a map under it is, so that an agent that
+/// starts anew believes what it finds there.
+async fn follow(agent: &Arc<Agent>, joined: &Arc<Joined>, line: &[Succession]) -> Result<(), StreamEnd> {
+    let kept = {
+        let mut state = joined.state();
+        if !state.member.follow(line)? {
+            return Ok(());
+        }
+        state.kept.follow(line);
+        state.kept.clone()
+    };
+    let (network, key) = (kept.name.clone(), kept.verifying_key);
+    tracing::info!(%network, ?key, "the network has another signing key; the one before is believed no more");
+    let keeping = agent.clone();
+    if let Err(error) = blocking(move || keeping.files.put_membership(&kept)).await {
+        tracing::warn!(%network, %error, "the key cannot be kept on disk; a restart follows anew");
+    }
+    Ok(())
 }
 
 /// Gives back containers that the controller gave to this node and that nobody here knows: an attach was under way when

@@ -61,6 +61,9 @@ pub struct Membership {
     /// The tokens that were taken, by their handles; they say nothing new.
     #[serde(default)]
     pub tokens: Vec<TokenId>,
+    /// The keys that signed heads before, the first one first; they are believed no more, but for what is on this node's disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_keys: Vec<VerifyingKey>,
     /// The key that signs the network's heads.
     pub verifying_key: VerifyingKey,
     /// The UDP port that this node uses for the network.
@@ -274,20 +277,32 @@ impl Files {
     /// came from the controller. Returns whether deltas were found beside it.
     ///
     /// Where maps are kept in memory alone, what an earlier agent left on disk is removed.
-    pub fn load_map(&self, member: &mut Member) -> bool {
+    ///
+    /// What was verified under a key that signed heads before is used as well: that key is not believed any more when somebody
+    /// else presents it, but this is the node's own file, and the map in it is the last that there was.
+    pub fn load_map(&self, member: &mut Member, former: &[VerifyingKey]) -> bool {
+        let present = *member.key();
+        let torn = self.load_map_under(member, &[&[present], former].concat());
+        member.believe(present);
+        torn
+    }
+
+    fn load_map_under(&self, member: &mut Member, keys: &[VerifyingKey]) -> bool {
         let dir = self.network_dir(member.network());
         if self.cache == MapCache::Memory {
             // They may never have been there.
             let _ = (fs::remove_file(dir.join("map")), fs::remove_file(dir.join("map.log")));
             return false;
         }
-        if let Some(Err(error)) = read_bounded(&dir.join("map")).map(|bytes| apply_snapshot(member, &bytes)) {
+        if let Some(Err(error)) =
+            read_bounded(&dir.join("map")).map(|bytes| apply_snapshot(member, &bytes, keys))
+        {
             tracing::warn!(dir = %dir.display(), %error, "the map on disk is not used; waiting for the controller's");
         }
         let Some(journal) = read_bounded(&dir.join("map.log")).filter(|journal| !journal.is_empty()) else {
             return false;
         };
-        if let Err(error) = apply_deltas(member, &journal) {
+        if let Err(error) = apply_deltas(member, &journal, keys) {
             let revision = member.revision();
             tracing::warn!(dir = %dir.display(), %revision, %error, "the end of the map on disk is not used");
         }
@@ -305,21 +320,33 @@ fn read_bounded(path: &Path) -> Option<Vec<u8>> {
     if small { fs::read(path).ok() } else { None }
 }
 
-fn apply_snapshot(member: &mut Member, bytes: &[u8]) -> Result<(), String> {
+/// Has a member believe that of these keys which signed a head, if it is not the one that it believes already.
+fn believe_signer(member: &mut Member, head: &SignedHead, keys: &[VerifyingKey]) {
+    let [_, _, ..] = keys else { return };
+    if !head.verifies(member.key())
+        && let Some(key) = keys.iter().find(|key| head.verifies(key))
+    {
+        member.believe(*key);
+    }
+}
+
+fn apply_snapshot(member: &mut Member, bytes: &[u8], keys: &[VerifyingKey]) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let snapshot = v1::SnapshotPart::decode(bytes).map_err(|error| text(&error))?;
     let head =
         SignedHead::try_from(snapshot.head.as_ref().ok_or("no head")?).map_err(|error| text(&error))?;
     let records: Result<Vec<Record>, _> = snapshot.records.iter().map(Record::try_from).collect();
     let records = records.map_err(|error| text(&error))?;
+    believe_signer(member, &head, keys);
     member.apply_snapshot(records, &head).map(drop).map_err(|error| text(&error))
 }
 
 /// Applies deltas one after the other, as far as they are whole and verify.
-fn apply_deltas(member: &mut Member, mut journal: &[u8]) -> Result<(), String> {
+fn apply_deltas(member: &mut Member, mut journal: &[u8], keys: &[VerifyingKey]) -> Result<(), String> {
     while !journal.is_empty() {
         let wire = v1::Delta::decode_length_delimited(&mut journal).map_err(|error| error.to_string())?;
         let (delta, head) = delta_from_wire(&wire).map_err(|error| error.to_string())?;
+        believe_signer(member, &head, keys);
         match member.apply_delta(&delta, &head) {
             // The map was put together with it, and the crash came before the list was emptied.
             Ok(()) | Err(Refusal::Older { .. }) => {}
@@ -437,7 +464,7 @@ mod tests {
 
     fn loaded(files: &Files) -> Member {
         let mut member = Member::new(NETWORK, key().verifying_key());
-        files.load_map(&mut member);
+        files.load_map(&mut member, &[]);
         member
     }
 
@@ -466,6 +493,23 @@ mod tests {
         fs::write(files.network_dir(NETWORK).join("map.log"), journal).unwrap();
         files.append_delta(NETWORK, &delta(3)).unwrap();
         assert_eq!(loaded(&files).revision(), Revision::new(3));
+    }
+
+    #[test]
+    fn what_was_verified_under_an_earlier_key_is_used_and_the_present_one_is_believed() {
+        let (_dir, files) = files();
+        let new = SigningKey::from_seed(&[8; 32]);
+        let mut wire = delta(2);
+        wire.head = Some((&head(2).head.sign(&new)).into());
+        files.append_delta(NETWORK, &wire).unwrap();
+        let load = |former: &[VerifyingKey]| {
+            let mut member = Member::new(NETWORK, new.verifying_key());
+            files.load_map(&mut member, former);
+            (member.revision().get(), *member.key() == new.verifying_key())
+        };
+        assert_eq!(load(&[key().verifying_key()]), (2, true));
+        assert_eq!(load(&[]), (0, true));
+        assert_eq!(load(&[SigningKey::from_seed(&[9; 32]).verifying_key()]), (0, true));
     }
 
     #[test]

@@ -3,12 +3,15 @@
 
 use znet_api::token::JoinToken;
 use znet_core::id::{Epoch, Pin, Revision};
-use znet_core::map::{ControllerRecord, Map};
+use znet_core::key::VerifyingKey;
+use znet_core::map::{ControllerRecord, MAX_LINE, Map, Succession};
 
 use crate::files::Membership;
 
 /// Most tokens that are remembered as used; one that was forgotten counts as new.
 const MAX_TOKENS: usize = 32;
+/// Most signing keys that are remembered as followed by another.
+const MAX_FORMER_KEYS: usize = 2 * MAX_LINE;
 
 impl Membership {
     /// What is kept of a token with which this node becomes a member.
@@ -20,6 +23,7 @@ impl Membership {
             pin: token.pin,
             pin_since: None,
             tokens: vec![token.id],
+            former_keys: Vec::new(),
             verifying_key: token.verifying_key,
             port: 0,
         }
@@ -40,6 +44,35 @@ impl Membership {
             self.tokens.remove(0);
         }
         (self.endpoints, self.pin) = (token.endpoints.clone(), token.pin);
+        // An old token does not bring back a key that another has followed.
+        if !self.former_keys.contains(&token.verifying_key) {
+            self.believe(token.verifying_key);
+        }
+    }
+
+    /// Believes another signing key from now on, and the one before no more.
+    fn believe(&mut self, key: VerifyingKey) {
+        if key != self.verifying_key {
+            self.leave(self.verifying_key);
+            self.verifying_key = key;
+        }
+    }
+
+    /// Believes the key to which a line leads that was followed, and none of those on the way.
+    pub fn follow(&mut self, line: &[Succession]) {
+        for step in line {
+            self.leave(step.from);
+            self.verifying_key = step.to;
+        }
+    }
+
+    fn leave(&mut self, key: VerifyingKey) {
+        if !self.former_keys.contains(&key) {
+            self.former_keys.push(key);
+        }
+        if self.former_keys.len() > MAX_FORMER_KEYS {
+            self.former_keys.remove(0);
+        }
     }
 
     /// Where the controllers are: those of the map, then those of the token. Once the map tells by which keys they are known,
@@ -126,6 +159,20 @@ mod tests {
         assert_eq!(texts(&kept.places(&moved, at(5))), [("new:1", vec![3, 2]), ("old:1", vec![3, 2])]);
         let same = map("old:1", &[pin(1)]);
         assert_eq!(texts(&kept.places(&same, at(5))), [("old:1", vec![1])]);
+    }
+
+    #[test]
+    fn keys_on_the_way_of_a_line_are_not_brought_back_by_old_tokens_and_a_new_key_is_taken_from_a_new_one() {
+        let key = |number: u8| SigningKey::from_seed(&[number; 32]);
+        let line = [7, 8].map(|at| Succession::sign(NETWORK, &key(at), key(at + 1).verifying_key()));
+        let mut kept = Membership::of(&token(1, "old:1"));
+        kept.follow(&line);
+        assert_eq!(kept.former_keys, [7, 8].map(|at| key(at).verifying_key()));
+        for (number, signs, believed) in [(2, 7, 9), (3, 8, 9), (4, 9, 9), (5, 10, 10), (6, 9, 10)] {
+            let token = JoinToken { verifying_key: key(signs).verifying_key(), ..token(number, "old:1") };
+            kept.take(&token, None);
+            assert_eq!(kept.verifying_key, key(believed).verifying_key(), "token {number}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::error::Problem;
 use crate::rest::{
     Access, AuditRecord, ChangeControllers, ChangeNetwork, Container, Controller, CreateAccess,
     CreateNetwork, CreateOperator, CreateToken, Garbage, Health, Network, NetworkStatus, NewOperator,
-    NewToken, Node, Operator, Removed, Reservation, Reserve, RotateTls, SetControllers, TlsKeys, Token,
+    NewToken, Node, Operator, Removed, Reservation, Reserve, RotateTls, SetControllers, SigningKeys, TlsKeys,
+    Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -196,6 +197,30 @@ impl ControllerClient {
         request: &ChangeControllers,
     ) -> Result<Vec<Controller>, ClientError> {
         self.call(Method::PATCH, &format!("/v1/networks/{network}/controllers"), Some(request)).await
+    }
+
+    /// `GET /v1/networks/{network}/key`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn signing_keys(&self, network: &str) -> Result<SigningKeys, ClientError> {
+        self.get(&format!("/v1/networks/{network}/key")).await
+    }
+
+    /// `POST /v1/networks/{network}/key`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rotate_key(&self, network: &str) -> Result<SigningKeys, ClientError> {
+        self.call(Method::POST, &format!("/v1/networks/{network}/key"), None::<&()>).await
+    }
+
+    /// `POST /v1/networks/{network}/key/retire`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn retire_keys(&self, network: &str) -> Result<SigningKeys, ClientError> {
+        self.call(Method::POST, &format!("/v1/networks/{network}/key/retire"), None::<&()>).await
     }
 
     /// `GET /v1/tls`

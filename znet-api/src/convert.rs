@@ -4,10 +4,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Pin, Revision};
-use znet_core::key::{PublicKey, Signature};
+use znet_core::key::{PublicKey, Signature, VerifyingKey};
 use znet_core::map::{
     AccessRecord, Change, ContainerRecord, ControllerRecord, Delta, Digest, Head, MAX_CONTROLLERS,
-    MAX_ENDPOINTS, MAX_PINS, NetworkRecord, NodeRecord, Record, RecordKey, SignedHead, is_host_and_port,
+    MAX_ENDPOINTS, MAX_PINS, NetworkRecord, NodeRecord, Record, RecordKey, SignedHead, Succession,
+    is_host_and_port,
 };
 use znet_core::name::Name;
 
@@ -102,6 +103,41 @@ impl TryFrom<&v1::SignedHead> for SignedHead {
             digest: Digest::from_bytes(sized("digest", &wire.digest)?),
         };
         Ok(Self { head, signature: Signature::from_bytes(sized("signature", &wire.signature)?) })
+    }
+}
+
+/// Reads the signing key that a node says it believes; `None` from a version that does not say so.
+///
+/// # Errors
+/// [`ConvertError`] when it is no key.
+pub fn verifying_key(bytes: &[u8]) -> Result<Option<VerifyingKey>, ConvertError> {
+    let read = |bytes| VerifyingKey::from_slice(bytes).map_err(|error| invalid("verifying_key", error));
+    (!bytes.is_empty()).then(|| read(bytes)).transpose()
+}
+
+impl From<&Succession> for v1::Succession {
+    fn from(statement: &Succession) -> Self {
+        Self {
+            network: statement.network.as_bytes().to_vec(),
+            from: statement.from.as_bytes().to_vec(),
+            to: statement.to.as_bytes().to_vec(),
+            signature: statement.signature.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl TryFrom<&v1::Succession> for Succession {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::Succession) -> Result<Self, ConvertError> {
+        let key =
+            |field, bytes: &[u8]| VerifyingKey::from_slice(bytes).map_err(|error| invalid(field, error));
+        Ok(Self {
+            network: network_id(&wire.network)?,
+            from: key("from", &wire.from)?,
+            to: key("to", &wire.to)?,
+            signature: Signature::from_bytes(sized("signature", &wire.signature)?),
+        })
     }
 }
 

@@ -199,6 +199,21 @@ pub struct ChangeControllers {
     pub remove: Vec<String>,
 }
 
+/// The keys that sign a network's map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SigningKeys {
+    /// The one that signs now, in base64.
+    pub current: String,
+    /// The revision from which on it does; absent for the one with which the network was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Those that lead to it, the first one first: whoever believes one of them follows.
+    pub former: Vec<String>,
+    /// The names of nodes that are not known to have applied a map under the present key, as far as the controller that was
+    /// asked has seen since it started.
+    pub not_followed: Vec<String>,
+}
+
 /// The TLS keys by which controllers are known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TlsKeys {

@@ -239,6 +239,7 @@ fn network(containers: u64) -> Network {
         created: NOW,
         next_container: ContainerId::new(containers + 1),
         controllers: Vec::new(),
+        signing: None,
     };
     let nodes = (0..NODES).map(|n| {
         let NodeRecord { id, name, endpoints } = node(n);

@@ -15,7 +15,7 @@ use rand::Rng as _;
 use zeroize::Zeroizing;
 use znet_api::tls::Identity;
 use znet_core::id::NetworkId;
-use znet_core::key::SigningKey;
+use znet_core::key::{SigningKey, VerifyingKey};
 
 use crate::identities::Identities;
 use crate::keys::{self, DataDir, KeysError};
@@ -27,6 +27,12 @@ const STORE_KEY: &str = "store.key";
 const CHECKED: &[u8] = b"znet";
 const CHECK: &str = "check";
 const TLS: &str = "tls";
+/// Bytes of a signing key.
+const SEED_LEN: usize = 32;
+/// Most signing keys of one network: the present one, and some that were made for changes that never came to be.
+const MAX_KEYS: usize = 8;
+/// How often keys are changed when other controllers are faster.
+const MAX_RACES: usize = 10;
 /// How a sealed secret begins; the nonce and the ciphertext with its tag follow.
 const VERSION: u8 = 1;
 /// Tells these texts from every other use of the key.
@@ -144,34 +150,96 @@ impl Keyring {
         }
     }
 
-    /// Keeps a network's signing key. When it returns the key is durable.
+    /// Keeps the signing keys of a network that has none here. When it returns they are durable.
     ///
     /// # Errors
     /// [`KeysError`].
-    pub async fn write_network_key(&self, network: NetworkId, key: &SigningKey) -> Result<(), KeysError> {
+    pub async fn write_network_keys(&self, network: NetworkId, keys: &[SigningKey]) -> Result<(), KeysError> {
         match self {
-            Self::Directory(data) => data.write_network_key(network, key),
-            Self::Shared(sealed) => sealed.put(&name_of(network), key.to_seed().as_slice()).await.map(drop),
+            Self::Directory(data) => data.write_network_keys(network, keys),
+            Self::Shared(sealed) => sealed.put(&name_of(network), &seeds(keys)).await.map(drop),
         }
     }
 
-    /// A network's signing key.
+    /// A network's signing keys, in the order in which they were made.
     ///
     /// # Errors
     /// [`KeysError`].
-    pub async fn network_key(&self, network: NetworkId) -> Result<SigningKey, KeysError> {
+    pub async fn network_keys(&self, network: NetworkId) -> Result<Vec<SigningKey>, KeysError> {
         let sealed = match self {
-            Self::Directory(data) => return data.network_key(network),
+            Self::Directory(data) => return data.network_keys(network),
             Self::Shared(sealed) => sealed,
         };
         let name = name_of(network);
         let path = in_store(&name);
-        let seed = sealed.get(&name).await?.ok_or(KeysError::Missing { network, path: path.clone() })?;
-        let seed: [u8; 32] = seed
-            .as_slice()
-            .try_into()
-            .map_err(|_| KeysError::Unusable { path, why: "not 32 bytes".to_owned() })?;
-        Ok(SigningKey::from_seed(&Zeroizing::new(seed)))
+        let text = sealed.get(&name).await?.ok_or(KeysError::Missing { network, path: path.clone() })?;
+        let (seeds, rest) = text.as_chunks::<SEED_LEN>();
+        if seeds.is_empty() || !rest.is_empty() {
+            return Err(KeysError::Unusable { path, why: "not 32 bytes for each key".to_owned() });
+        }
+        Ok(seeds.iter().map(SigningKey::from_seed).collect())
+    }
+
+    /// Adds a signing key to a network's, of which `current` is in use. When it returns it is durable.
+    ///
+    /// # Errors
+    /// [`KeysError`].
+    pub async fn add_network_key(
+        &self,
+        network: NetworkId,
+        current: &VerifyingKey,
+        new: &SigningKey,
+    ) -> Result<(), KeysError> {
+        self.change_network_keys(network, |mut keys| {
+            if keys.len() >= MAX_KEYS {
+                // Made for changes that never came to be.
+                keys.retain(|key| key.verifying_key() == *current);
+            }
+            keys.push(SigningKey::from_seed(&new.to_seed()));
+            keys
+        })
+        .await
+    }
+
+    /// Removes some of a network's signing keys; the last that is left stays.
+    ///
+    /// # Errors
+    /// [`KeysError`].
+    pub async fn drop_network_keys(
+        &self,
+        network: NetworkId,
+        gone: &[VerifyingKey],
+    ) -> Result<(), KeysError> {
+        self.change_network_keys(network, |mut keys| {
+            if keys.iter().any(|key| !gone.contains(&key.verifying_key())) {
+                keys.retain(|key| !gone.contains(&key.verifying_key()));
+            }
+            keys
+        })
+        .await
+    }
+
+    async fn change_network_keys(
+        &self,
+        network: NetworkId,
+        change: impl Fn(Vec<SigningKey>) -> Vec<SigningKey>,
+    ) -> Result<(), KeysError> {
+        let sealed = match self {
+            Self::Directory(data) => {
+                return data.write_network_keys(network, &change(data.network_keys(network)?));
+            }
+            Self::Shared(sealed) => sealed,
+        };
+        for _ in 0..MAX_RACES {
+            let old = self.network_keys(network).await?;
+            let before = seeds(&old);
+            let after = seeds(&change(old));
+            if before == after || sealed.replace(&name_of(network), &before, &after).await? {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Unavailable { why: "other controllers change the keys all the time".to_owned() }
+            .into())
     }
 
     /// Removes the signing key of a network that is gone.
@@ -241,6 +309,11 @@ impl Sealed {
         let unusable = || KeysError::Unusable { path: in_store(name), why: why.to_owned() };
         self.sealer.open(name, sealed).ok_or_else(unusable)
     }
+}
+
+/// Keys as they are sealed.
+fn seeds(keys: &[SigningKey]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(keys.iter().flat_map(|key| *key.to_seed()).collect())
 }
 
 fn name_of(network: NetworkId) -> String {

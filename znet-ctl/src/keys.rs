@@ -5,7 +5,7 @@
 //!   lock               flock(2); holds the number of the process that has it
 //!   tls.pem            0600  the keys that join tokens and maps pin
 //!   znet.db            0600  everything else (see the store)
-//!   networks/ID.key    0600  the seed with which a network signs its heads
+//!   networks/ID.key    0600  the seed with which a network signs its heads; two lines while one takes the place of another
 //!   store.key          0600  where the store is one that several controllers share: opens their keys in it
 //! ```
 //!
@@ -164,27 +164,34 @@ impl DataDir {
         write(&self.path.join(TLS), identities.to_text().as_bytes())
     }
 
-    /// Puts a network's signing key on the disk. When it returns the key is durable.
+    /// Puts a network's signing keys on the disk, in the place of those that are there. When it returns they are durable.
     ///
     /// # Errors
     /// [`KeysError::Io`].
-    pub fn write_network_key(&self, network: NetworkId, key: &SigningKey) -> Result<(), KeysError> {
-        let mut text = Zeroizing::new(STANDARD.encode(key.to_seed().as_slice()));
-        text.push('\n');
+    pub fn write_network_keys(&self, network: NetworkId, keys: &[SigningKey]) -> Result<(), KeysError> {
+        let mut text = Zeroizing::new(String::new());
+        for key in keys {
+            STANDARD.encode_string(key.to_seed().as_slice(), &mut text);
+            text.push('\n');
+        }
         write(&network_key_file(&self.path, network), text.as_bytes())
     }
 
-    /// A network's signing key.
+    /// A network's signing keys, in the order in which they were made.
     ///
     /// # Errors
     /// [`KeysError::Missing`], [`KeysError::Unusable`] or [`KeysError::Io`].
-    pub fn network_key(&self, network: NetworkId) -> Result<SigningKey, KeysError> {
+    pub fn network_keys(&self, network: NetworkId) -> Result<Vec<SigningKey>, KeysError> {
         let path = network_key_file(&self.path, network);
         let text = read(&path)?.ok_or_else(|| KeysError::Missing { network, path: path.clone() })?;
         let unusable = |why: &str| KeysError::Unusable { path: path.clone(), why: why.to_owned() };
-        let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| unusable("not base64"))?);
-        let seed: [u8; 32] = bytes.as_slice().try_into().map_err(|_| unusable("not 32 bytes"))?;
-        Ok(SigningKey::from_seed(&Zeroizing::new(seed)))
+        let read = |line: &str| {
+            let bytes = Zeroizing::new(STANDARD.decode(line).map_err(|_| unusable("not base64"))?);
+            let seed: [u8; 32] = bytes.as_slice().try_into().map_err(|_| unusable("not 32 bytes"))?;
+            Ok(SigningKey::from_seed(&Zeroizing::new(seed)))
+        };
+        let keys = text.split_whitespace().map(read).collect::<Result<Vec<_>, KeysError>>()?;
+        if keys.is_empty() { Err(unusable("it is empty")) } else { Ok(keys) }
     }
 
     /// Removes the signing key of a network that is gone.
@@ -311,16 +318,16 @@ mod tests {
         assert_eq!(data.identities().unwrap().pins().unwrap(), pin);
         let (network, other) = (NetworkId::from_bytes([1; 16]), NetworkId::from_bytes([2; 16]));
         let key = SigningKey::from_seed(&[5; 32]);
-        data.write_network_key(network, &key).unwrap();
-        assert_eq!(data.network_key(network).unwrap().verifying_key(), key.verifying_key());
-        assert!(matches!(data.network_key(other), Err(KeysError::Missing { .. })));
+        data.write_network_keys(network, std::slice::from_ref(&key)).unwrap();
+        assert_eq!(data.network_keys(network).unwrap().first().unwrap().verifying_key(), key.verifying_key());
+        assert!(matches!(data.network_keys(other), Err(KeysError::Missing { .. })));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(dir.path()), 0o700);
         assert_eq!(mode(&dir.path().join(TLS)), 0o600);
         assert_eq!(mode(&network_key_file(dir.path(), network)), 0o600);
         data.remove_network_key(network).unwrap();
         data.remove_network_key(network).unwrap();
-        assert!(matches!(data.network_key(network), Err(KeysError::Missing { .. })));
+        assert!(matches!(data.network_keys(network), Err(KeysError::Missing { .. })));
     }
 
     #[test]
@@ -332,6 +339,6 @@ mod tests {
         assert!(matches!(data.identities(), Err(KeysError::Unusable { .. })));
         let network = NetworkId::from_bytes([1; 16]);
         fs::write(network_key_file(dir.path(), network), "AAAA").unwrap();
-        assert!(matches!(data.network_key(network), Err(KeysError::Unusable { .. })));
+        assert!(matches!(data.network_keys(network), Err(KeysError::Unusable { .. })));
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use znet_api::tls::TlsError;
 use znet_core::controller::{Network, Row};
 use znet_core::id::Revision;
+use znet_core::key::SigningKey;
 use znet_core::map::Head;
 
 use crate::keyring::Keyring;
@@ -183,7 +184,7 @@ pub async fn migrate(from: &Side, to: &Side, store_key: &Path) -> Result<Report,
     let before = source.store.networks().await.map_err(source.failed())?;
     let mut report = Report { networks: Vec::new(), operators: 0, audit: 0 };
     for entry in &before {
-        target.keys.write_network_key(entry.id, &source.keys.network_key(entry.id).await?).await?;
+        target.keys.write_network_keys(entry.id, &source.keys.network_keys(entry.id).await?).await?;
         report.networks.push(move_network(&source, &target, entry.id).await?);
     }
     let (operators, audit) =
@@ -234,10 +235,9 @@ async fn move_network(
     if target.store.changes_since(id, since).await.map_err(target.failed())? != log {
         return Err(target.different(format!("the change log of network {name}")));
     }
-    let same = target.keys.network_key(id).await?.verifying_key()
-        == source.keys.network_key(id).await?.verifying_key();
-    if !same {
-        return Err(target.different(format!("the signing key of network {name}")));
+    let public = |keys: Vec<SigningKey>| keys.iter().map(SigningKey::verifying_key).collect::<Vec<_>>();
+    if public(target.keys.network_keys(id).await?) != public(source.keys.network_keys(id).await?) {
+        return Err(target.different(format!("the signing keys of network {name}")));
     }
     Ok(MovedNetwork { name: name.to_string(), head: there.head(), rows: rows.len() })
 }

@@ -218,13 +218,14 @@ async fn everything_moves_to_etcd_and_back_and_is_what_it_was() {
     let data = DataDir::open(&old).unwrap();
     let store = Location::Sqlite.open(data.store_file()).await.unwrap();
     let before = Controller::start(data.into(), store).await;
-    let mut heads = Vec::new();
+    let (mut heads, mut signing) = (Vec::new(), Vec::new());
     for name in ["acme", "blue"] {
         let hosted = before.create(name).await;
         join(&hosted, A, NodeLifetime::Lasting).await;
         for n in 0..150 {
             attach(&hosted, A, &format!("c{n}")).await;
         }
+        signing.push(before.hub.rotate_key(&hosted, WHO).await.unwrap());
         heads.push(head(&hosted).unwrap());
     }
     let (_, token) = before.hub.create_operator(String::new(), Role::Admin, Scope::All, WHO).await.unwrap();
@@ -238,7 +239,7 @@ async fn everything_moves_to_etcd_and_back_and_is_what_it_was() {
     let mut moved = migrate(&from, &to, &key).await.unwrap();
     moved.networks.sort_by(|one, other| one.name.cmp(&other.name));
     assert_eq!(moved.networks.iter().map(|network| network.head).collect::<Vec<_>>(), heads);
-    assert_eq!((moved.operators, moved.audit), (1, 2 * (1 + 2 + 150) + 1));
+    assert_eq!((moved.operators, moved.audit), (1, 2 * (1 + 2 + 150 + 1) + 1));
     let again = migrate(&from, &to, &key).await;
     assert!(matches!(again, Err(MigrateError::NotEmpty { .. })), "{again:?}");
     // A controller goes on there, with the same keys.
@@ -252,6 +253,7 @@ async fn everything_moves_to_etcd_and_back_and_is_what_it_was() {
         until("the controller to be in the map", listed).await;
     }
     let acme = there.find("acme").await;
+    assert_eq!(acme.verifying_key().ok(), signing.first().copied());
     attach(&acme, A, "later").await;
     let head_there = head(&acme).unwrap();
     assert_eq!(head_there.revision.get(), heads[0].revision.get() + 2);
@@ -265,6 +267,7 @@ async fn everything_moves_to_etcd_and_back_and_is_what_it_was() {
     assert_eq!(back.hub.pin(), pin);
     let acme = back.find("acme").await;
     assert_eq!(head(&acme), Some(head_there));
+    assert_eq!(acme.verifying_key().ok(), signing.first().copied());
     let trail = back.hub.audit(None, 0, 1000).await.unwrap();
     assert_eq!((trail.len(), trail.last().unwrap().action.as_str()), (moved.audit + 3, "container.attach"));
 }

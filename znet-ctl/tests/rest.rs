@@ -73,7 +73,7 @@ async fn the_client_library_can_use_every_route() {
     let join: JoinToken = made.join_token.parse().unwrap();
     assert_eq!((join.pin, join.endpoints.as_slice()), (world.hub.pin(), world.hub.advertise()));
     let hosted = world.hub.find("acme").unwrap();
-    assert_eq!((join.network, join.verifying_key), (hosted.id(), hosted.verifying_key()));
+    assert_eq!((join.network, join.verifying_key), (hosted.id(), hosted.verifying_key().unwrap()));
     assert_eq!((join.name.as_str(), join.id.to_string()), ("acme", made.token.id.clone()));
     assert_eq!(client.tokens("acme").await.unwrap().len(), 2);
     assert!(client.revoke_token("acme", "ci").await.unwrap().revoked);

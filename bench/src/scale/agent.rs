@@ -69,6 +69,7 @@ impl Agent {
             secret: token.secret.to_bytes().to_vec(),
             name: self.name(),
             endpoints: vec![format!("198.51.100.{}:51820", self.number % 250 + 1)],
+            ..Default::default()
         };
         client.join(request).await?;
         Ok(client)
@@ -122,6 +123,7 @@ impl Agent {
             epoch: kept.head.head.epoch.get(),
             revision: kept.head.head.revision.get(),
             digest: kept.head.head.digest.as_bytes().to_vec(),
+            ..Default::default()
         };
         outbox.send(say(Say::Resume(resume))).await?;
         let mut events = client.watch(ReceiverStream::new(said)).await?.into_inner();
@@ -154,6 +156,9 @@ impl Kept {
                 (Delta { from: revision, to: revision, changes: vec![] }, head)
             }
             Event::Ask(_) => return Ok(()),
+            Event::Keys(_) => {
+                bail!("a line of signing keys was sent to an agent that did not say which it believes")
+            }
             Event::Snapshot(_) => bail!("a whole map was sent to an agent that has a recent one"),
         };
         ensure!(head.verifies(&crowd.token.verifying_key), "the head is not signed by the network's key");

@@ -127,7 +127,7 @@ async fn join(served: &Served, node: &Identity, token: &JoinToken) -> Result {
         network: token.network.as_bytes().to_vec(),
         secret: token.secret.to_bytes().to_vec(),
         name: "n1".to_owned(),
-        endpoints: vec![],
+        ..v1::JoinRequest::default()
     };
     let channel = channel(served, Some(node)).await?;
     call(&channel, "/znet.v1.Controller/Join", &request.encode_to_vec()).await?;

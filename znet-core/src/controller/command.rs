@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::rows::{Access, AccessPoint, NodeLifetime, Reservation, TokenSecret};
 use crate::id::{ContainerId, NodeId, Pin, TokenId};
 use crate::key::{PrivateKey, PublicKey};
-use crate::map::ContainerRecord;
+use crate::map::{ContainerRecord, Succession};
 use crate::name::Name;
 use crate::time::Timestamp;
 
@@ -160,6 +160,13 @@ pub enum Command {
         /// The pins of the controllers' TLS keys, the one to ask for first.
         pins: Vec<Pin>,
     },
+    /// Puts another signing key in the place of the present one, which says so itself.
+    RotateKey {
+        /// What it says.
+        statement: Box<Succession>,
+    },
+    /// Gives up the statements that lead from earlier signing keys: whoever believes one of those needs a new token.
+    RetireKeys,
     /// Removes ephemeral nodes that stayed away beyond their time. The caller knows who was seen when; lasting nodes
     /// in the list are left alone.
     Collect {

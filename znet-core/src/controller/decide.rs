@@ -83,6 +83,8 @@ impl Network {
             Command::ChangeControllers { add, remove, only, pins } => {
                 self.change_controllers(add, remove, *only, pins)
             }
+            Command::RotateKey { statement } => self.rotate_key(statement),
+            Command::RetireKeys => Ok(self.retire_keys()),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
                 let after = self.conf().epoch.get().saturating_add(1);

@@ -22,5 +22,5 @@ pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKE
 pub use rejection::Rejection;
 pub use rows::{
     Access, AccessPoint, Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime,
-    Reservation, Resting, Row, RowKey, StateChange, Token, TokenSecret,
+    Reservation, Resting, Row, RowKey, Signing, StateChange, Succeeded, Token, TokenSecret,
 };

@@ -87,6 +87,7 @@ impl Network {
             created: now,
             next_container: ContainerId::new(1),
             controllers: Vec::new(),
+            signing: None,
         };
         conf.set(&new.settings);
         super::decide::check_reserved(&conf)?;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::id::{NodeId, TokenId};
 use crate::key::PublicKey;
-use crate::map::MAX_ENDPOINTS;
+use crate::map::{MAX_ENDPOINTS, MAX_LINE};
 use crate::name::Name;
 use crate::time::Timestamp;
 
@@ -186,6 +186,14 @@ pub enum Rejection {
         /// The text given.
         address: String,
     },
+    /// The statement is not by the network's present key.
+    #[error("the network's signing key was changed meanwhile; look at `znet-ctl network show` and ask again")]
+    StaleKey,
+    /// More statements than agents follow.
+    #[error(
+        "{MAX_LINE} signing keys have followed each other, which is all that agents follow; give the earlier ones up with `znet-ctl network rotate-key NETWORK --retire`"
+    )]
+    LongLine,
     /// A bound of the controller was reached.
     #[error("this network has {bound} {what} already, which is its bound")]
     Full {
@@ -226,6 +234,8 @@ impl Rejection {
             Self::UnusablePrefix { .. } => "unusable_prefix",
             Self::ReservedOutside { .. } => "reserved_outside",
             Self::UnusableController { .. } => "unusable_controller",
+            Self::StaleKey => "stale_key",
+            Self::LongLine => "long_line",
             Self::Full { .. } => "full",
         }
     }

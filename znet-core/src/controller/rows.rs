@@ -12,10 +12,11 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::command::Settings;
 use super::network::millis;
-use crate::id::{ContainerId, Epoch, NetworkId, NodeId, TokenId};
-use crate::key::PublicKey;
+use crate::id::{ContainerId, Epoch, NetworkId, NodeId, Revision, TokenId};
+use crate::key::{PublicKey, VerifyingKey};
 use crate::map::{
     self, AccessRecord, ContainerRecord, ControllerRecord, NetworkRecord, NodeRecord, Record, RecordKey,
+    Succession,
 };
 use crate::name::Name;
 use crate::time::Timestamp;
@@ -52,6 +53,46 @@ pub struct NetworkConf {
     /// Where its controllers are, for members; empty where join tokens alone tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controllers: Vec<ControllerRecord>,
+    /// Its signing key, once that is another than the one with which it was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<Box<Signing>>,
+}
+
+/// The signing key of a network, and how it came to be that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signing {
+    /// The key that signs heads now.
+    pub key: VerifyingKey,
+    /// The revision from which on it does.
+    pub since: Revision,
+    /// The statements that lead to it; empty once earlier keys were retired. At most [`MAX_LINE`](map::MAX_LINE).
+    pub line: Vec<Succeeded>,
+}
+
+/// One step of the line of a network's signing keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Succeeded {
+    /// What the key that went said.
+    pub statement: Succession,
+    /// The first revision whose head the key that came signs.
+    pub since: Revision,
+}
+
+impl Signing {
+    /// The key that signs the head of a revision.
+    pub fn key_at(&self, revision: Revision) -> VerifyingKey {
+        let after = self.line.iter().rev().find(|step| step.since <= revision);
+        let before = self.line.first().map(|step| step.statement.from);
+        after.map(|step| step.statement.to).or(before).unwrap_or(self.key)
+    }
+
+    /// The statements that lead from one key to another; `None` when they do not.
+    pub fn line(&self, from: &VerifyingKey, to: &VerifyingKey) -> Option<Vec<Succession>> {
+        let begin = self.line.iter().position(|step| step.statement.from == *from)?;
+        let end = self.line.iter().position(|step| step.statement.to == *to)?;
+        let steps = self.line.get(begin..=end)?;
+        Some(steps.iter().map(|step| step.statement).collect())
+    }
 }
 
 impl NetworkConf {

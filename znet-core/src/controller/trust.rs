@@ -6,9 +6,9 @@ use super::command::Reply;
 use super::decide::Decision;
 use super::network::Network;
 use super::rejection::Rejection;
-use super::rows::{NetworkConf, Row, StateChange};
+use super::rows::{NetworkConf, Row, Signing, StateChange, Succeeded};
 use crate::id::Pin;
-use crate::map::{ControllerRecord, MAX_CONTROLLERS, MAX_PINS, is_host_and_port};
+use crate::map::{ControllerRecord, MAX_CONTROLLERS, MAX_LINE, MAX_PINS, Succession, is_host_and_port};
 
 impl Network {
     pub(super) fn change_controllers(
@@ -35,7 +35,39 @@ impl Network {
         if controllers == self.conf().controllers {
             return Ok(Decision::nothing(Reply::Done));
         }
-        let conf = NetworkConf { controllers, ..self.conf().clone() };
-        Ok(Decision { changes: vec![StateChange::Put(Row::Network(conf))], reply: Reply::Done })
+        Ok(decided(NetworkConf { controllers, ..self.conf().clone() }))
     }
+
+    pub(super) fn rotate_key(&self, statement: &Succession) -> Result<Decision, Rejection> {
+        let before = self.conf().signing.as_ref();
+        let line = before.map(|signing| signing.line.clone()).unwrap_or_default();
+        let current = before.map_or(statement.from, |signing| signing.key);
+        // A key that was given up once does not come back: nobody would follow the line to it.
+        let returns = line.iter().any(|step| step.statement.from == statement.to) || current == statement.to;
+        let ours = statement.network == self.conf().id && statement.from == current && statement.verifies();
+        if !ours || returns {
+            return Err(Rejection::StaleKey);
+        }
+        if line.len() >= MAX_LINE {
+            return Err(Rejection::LongLine);
+        }
+        let since = self.revision().next();
+        let line = line.into_iter().chain([Succeeded { statement: *statement, since }]).collect();
+        let signing = Some(Box::new(Signing { key: statement.to, since, line }));
+        Ok(decided(NetworkConf { signing, ..self.conf().clone() }))
+    }
+
+    pub(super) fn retire_keys(&self) -> Decision {
+        match &self.conf().signing {
+            Some(signing) if !signing.line.is_empty() => {
+                let signing = Some(Box::new(Signing { line: Vec::new(), ..(**signing).clone() }));
+                decided(NetworkConf { signing, ..self.conf().clone() })
+            }
+            _ => Decision::nothing(Reply::Done),
+        }
+    }
+}
+
+fn decided(conf: NetworkConf) -> Decision {
+    Decision { changes: vec![StateChange::Put(Row::Network(conf))], reply: Reply::Done }
 }

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::digest::SetHash;
 use super::head::{Head, SignedHead};
 use super::record::Record;
+use super::succession::{LineRefusal, Succession, follow};
 use super::{Change, Delta, Map};
 use crate::id::{Epoch, NetworkId, Revision};
 use crate::key::VerifyingKey;
@@ -105,6 +106,27 @@ impl Member {
     /// The network.
     pub fn network(&self) -> NetworkId {
         self.network
+    }
+
+    /// The key whose heads are believed.
+    pub fn key(&self) -> &VerifyingKey {
+        &self.key
+    }
+
+    /// Follows a line of statements to the network's present key, whose heads alone are believed from then on. The map that
+    /// stands stays. Returns whether the key is another one now.
+    ///
+    /// # Errors
+    /// A [`LineRefusal`]: the key stays as well.
+    pub fn follow(&mut self, line: &[Succession]) -> Result<bool, LineRefusal> {
+        let key = follow(self.network, &self.key, line)?;
+        Ok(std::mem::replace(&mut self.key, key) != key)
+    }
+
+    /// Believes heads of this key alone from now on, as somebody says who is believed in any case: an operator by a token, or
+    /// the node's own files.
+    pub fn believe(&mut self, key: VerifyingKey) {
+        self.key = key;
     }
 
     /// The map; empty until the first snapshot.

@@ -10,6 +10,7 @@ mod digest;
 mod head;
 mod member;
 mod record;
+mod succession;
 
 pub use controllers::{ControllerRecord, MAX_CONTROLLERS, MAX_PINS, is_host_and_port};
 pub use digest::{Digest, SetHash};
@@ -18,6 +19,7 @@ pub use member::{Member, Refusal};
 pub use record::{
     AccessRecord, ContainerRecord, MAX_ENDPOINTS, NetworkRecord, NodeRecord, Record, RecordKey,
 };
+pub use succession::{LineRefusal, MAX_LINE, Succession, follow};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -10,3 +10,4 @@ mod generate;
 mod map;
 mod member;
 mod secrets;
+mod succession;

@@ -291,6 +291,20 @@ pub enum NetworkCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Put a new key in the place of the one that signs the network's map; agents follow by themselves
+    #[command(
+        after_help = "Examples:\n  znet-ctl network rotate-key acme\n  znet-ctl network rotate-key acme --retire --yes"
+    )]
+    RotateKey {
+        /// The network, by name or identifier
+        network: String,
+        /// Make no new key, but give earlier ones up: nodes and tokens that believe one of those need a new token
+        #[arg(long)]
+        retire: bool,
+        /// Do not ask
+        #[arg(long, short, requires = "retire")]
+        yes: bool,
+    },
     /// Start a new epoch, so that agents accept a history that was restored from a backup
     #[command(after_help = "Examples:\n  znet-ctl network new-epoch acme --yes")]
     NewEpoch {

@@ -11,6 +11,7 @@ mod members;
 mod networks;
 mod operators;
 mod qr;
+mod signing;
 mod store;
 mod tls;
 mod watch;

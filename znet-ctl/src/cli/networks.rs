@@ -67,6 +67,9 @@ impl Asker {
                 output::print(self.format, &removed, &["DELETED", "NODES", "CONTAINERS"], [row]);
                 Ok(())
             }
+            NetworkCommand::RotateKey { network, retire, yes } => {
+                self.rotate_key(&network, retire, yes).await
+            }
             NetworkCommand::NewEpoch { network, yes } => {
                 agree(yes, &format!("Has all agents of network {network} accept this controller's history"))?;
                 self.print_network(&self.client.new_epoch(&network).await.map_err(failed)?)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, network_id};
+use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, network_id, verifying_key};
 use znet_api::error::Problem;
 use znet_api::v1;
 use znet_api::v1::controller_server::Controller;
@@ -115,6 +115,10 @@ impl Controller for Calls {
         let network = network_id(&asked.network).map_err(|error| problem(&error))?;
         let hosted = self.hub.network_of_agent(network).await;
         let hosted = hosted.map_err(|error| Problem::from(&error).to_status())?;
+        // Before anything is changed: who cannot follow to the present key would be a member that believes nothing.
+        if let Some(believes) = verifying_key(&asked.verifying_key).map_err(|error| problem(&error))? {
+            hosted.can_follow(&believes).map_err(|error| Problem::from(error).to_status())?;
+        }
         let secret = match asked.secret.as_slice() {
             [] => None,
             bytes => Some(TokenSecret::from_bytes(

@@ -20,11 +20,12 @@ use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Code, Status, Streaming};
 use tower::Service;
-use znet_api::convert::{invalid, network_id};
+use znet_api::convert::{invalid, network_id, verifying_key};
 use znet_api::error::{CODE_KEY, Problem};
 use znet_api::v1;
 use znet_api::v1::controller_server::ControllerServer;
 use znet_core::id::{Epoch, NodeId, Revision};
+use znet_core::key::VerifyingKey;
 use znet_core::map::Digest;
 
 use crate::hub::Hub;
@@ -128,16 +129,18 @@ impl StreamingService<v1::WatchRequest> for Watch {
             let first = first.map_err(|_| {
                 Problem::new(408, "too_slow", "the stream said nothing to begin with").to_status()
             })??;
-            let (hosted, resume) = begin(&hub, first)?;
+            let (hosted, resume, believes) = begin(&hub, first)?;
             let (out, events) = mpsc::channel(STREAM_BUFFER);
-            tokio::spawn(hosted.serve_stream(node, resume, said, out));
+            tokio::spawn(hosted.serve_stream(node, resume, believes, said, out));
             Ok(tonic::Response::new(ReceiverStream::new(events)))
         })
     }
 }
 
-/// Which network a stream is for, and from where it goes on.
-fn begin(hub: &Hub, first: Option<v1::WatchRequest>) -> Result<(Arc<Hosted>, Option<Resume>), Status> {
+/// Which network a stream is for, from where it goes on, and which signing key its node believes.
+type Begun = (Arc<Hosted>, Option<Resume>, Option<VerifyingKey>);
+
+fn begin(hub: &Hub, first: Option<v1::WatchRequest>) -> Result<Begun, Status> {
     let Some(v1::watch_request::Say::Resume(resume)) = first.and_then(|first| first.say) else {
         return Err(problem(&invalid("say", "the first message of a stream must resume")));
     };
@@ -155,5 +158,6 @@ fn begin(hub: &Hub, first: Option<v1::WatchRequest>) -> Result<(Arc<Hosted>, Opt
             })
         }
     };
-    Ok((hosted, from))
+    let believes = verifying_key(&resume.verifying_key).map_err(|error| problem(&error))?;
+    Ok((hosted, from, believes))
 }

@@ -95,8 +95,8 @@ impl Hub {
             if self.network(entry.id).is_ok() {
                 continue;
             }
-            let hosted: Arc<Hosted> = match self.keys.network_key(entry.id).await {
-                Ok(key) => Hosted::start(entry.id, entry.name, key, &self.common),
+            let hosted: Arc<Hosted> = match self.keys.network_keys(entry.id).await {
+                Ok(keys) => Hosted::start(entry.id, entry.name, keys, &self.keys, &self.common),
                 Err(error) => {
                     tracing::error!(network = %entry.name, %error, "the network cannot be served");
                     continue;

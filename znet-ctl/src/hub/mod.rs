@@ -2,6 +2,7 @@
 
 mod follow;
 mod operators;
+mod signing;
 mod tend;
 mod tls;
 
@@ -90,7 +91,7 @@ struct Networks {
 /// All networks of this controller.
 pub struct Hub {
     common: Common,
-    keys: Keyring,
+    keys: Arc<Keyring>,
     tls: ArcSwap<Identities>,
     server_keys: Arc<ServerKeys>,
     advertise: Vec<String>,
@@ -116,7 +117,7 @@ impl Hub {
         clock: Clock,
         advertise: Vec<String>,
     ) -> Result<Arc<Self>, HubError> {
-        let keys = keys.into();
+        let keys: Arc<Keyring> = Arc::new(keys.into());
         let identities = keys.identities().await?;
         identities.pins()?;
         let server_keys = Arc::new(ServerKeys::new(&identities.all())?);
@@ -126,8 +127,8 @@ impl Hub {
         let operators = Operators::new(common.store.operators().await?);
         let mut networks = Networks::default();
         for entry in common.store.networks().await? {
-            match keys.network_key(entry.id).await {
-                Ok(key) => networks.insert(Hosted::start(entry.id, entry.name, key, &common)),
+            match keys.network_keys(entry.id).await {
+                Ok(own) => networks.insert(Hosted::start(entry.id, entry.name, own, &keys, &common)),
                 // The others are served all the same.
                 Err(error) => tracing::error!(network = %entry.name, %error, "the network cannot be served"),
             }
@@ -226,7 +227,7 @@ impl Hub {
             prefixes.into_iter().flatten().collect::<Vec<_>>().join(", ")
         );
         let audit = AuditNote { at: now, actor, action: "network.create", detail };
-        self.keys.write_network_key(id, &key).await?;
+        self.keys.write_network_keys(id, std::slice::from_ref(&key)).await?;
         let first = Commit { head: network.head(), changes, audit };
         let created = self.common.store.create_network(&new.name, first).await;
         self.common.metrics.command("network.create", if created.is_ok() { "ok" } else { "refused" });
@@ -238,7 +239,7 @@ impl Hub {
             }
             return Err(error.into());
         }
-        let hosted = Hosted::start(id, new.name.clone(), key, &self.common);
+        let hosted = Hosted::start(id, new.name.clone(), vec![key], &self.keys, &self.common);
         self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(hosted.clone());
         hosted.started().await;
         self.tend.notify_one();

@@ -53,6 +53,7 @@ impl Hub {
         let mut done = true;
         let mut known = true;
         for hosted in self.networks() {
+            self.drop_spent_keys(&hosted).await;
             let published = self.tend_network(&hosted, tended).await;
             done &= published.is_some();
             known &= published.is_some_and(|revision| hosted.all_have_applied(revision));

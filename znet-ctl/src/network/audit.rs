@@ -28,6 +28,8 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
         Command::Configure(_) => "network.change",
         Command::Collect { .. } => "node.collect",
         Command::ChangeControllers { .. } => "network.controllers",
+        Command::RotateKey { .. } => "network.rotate_key",
+        Command::RetireKeys => "network.retire_keys",
         Command::NewEpoch => "network.epoch",
     }
 }
@@ -102,6 +104,13 @@ pub(super) fn note(
                 true => format!("controllers are {add}, with the pins {pins}"),
                 false => format!("controllers: added {add}, removed {}, with the pins {pins}", list(remove)),
             }
+        }
+        (Command::RotateKey { statement }, _) => {
+            format!("the signing key {:?} follows {:?}", statement.to, statement.from)
+        }
+        (Command::RetireKeys, _) => {
+            let line = before.conf().signing.as_ref().map(|signing| signing.line.len()).unwrap_or_default();
+            format!("{line} earlier signing keys")
         }
         (Command::NewEpoch, _) => format!("the epoch after {}", before.conf().epoch),
         _ => String::new(),

@@ -32,6 +32,11 @@ pub enum CommandError {
     /// The network was deleted.
     #[error("the network was deleted")]
     Deleted,
+    /// No statement leads from the signing key that a node believes to the present one.
+    #[error(
+        "nothing leads from the signing key that this node believes to the network's present one: that key was retired, or this controller was restored from a backup older than it; the node's links go on, and a new join token helps: `znet-agent join TOKEN`"
+    )]
+    KeyRetired,
     /// The controller is shutting down.
     #[error("the controller is shutting down; try again when it is back")]
     Draining,
@@ -53,6 +58,7 @@ impl CommandError {
             Self::Interrupted => "interrupted",
             Self::Broken { .. } => "broken",
             Self::Deleted => "unknown_network",
+            Self::KeyRetired => "key_retired",
             Self::Draining => "draining",
             Self::DeadlineExceeded => "deadline_exceeded",
         }
@@ -97,6 +103,7 @@ impl From<&CommandError> for Problem {
                 StoreError::Corrupt { .. } => 500,
                 _ => 503,
             },
+            CommandError::KeyRetired => 409,
             CommandError::Overloaded => 429,
             CommandError::Deleted => 404,
             CommandError::Broken { .. } => 500,

@@ -19,28 +19,34 @@ const _: () = assert!(MAX_BATCHES as u64 <= CHANGES_KEPT);
 
 /// An event in the bytes of its message.
 #[derive(Clone, Debug)]
-pub(super) struct Encoded(pub(super) Bytes);
+pub(super) struct Encoded {
+    pub(super) bytes: Bytes,
+    /// The revision of the head in it, where there is one.
+    pub(super) revision: Option<Revision>,
+}
 
 impl Encoded {
-    fn new(event: v1::watch_event::Event) -> Self {
-        Self(v1::WatchEvent { event: Some(event) }.encode_to_vec().into())
+    pub(super) fn new(event: v1::watch_event::Event, head: Option<&SignedHead>) -> Self {
+        let bytes = v1::WatchEvent { event: Some(event) }.encode_to_vec().into();
+        Self { bytes, revision: head.map(|signed| signed.head.revision) }
     }
 }
 
 impl Event for Encoded {
     fn delta(delta: &Delta, head: &SignedHead) -> Self {
-        Self::new(v1::watch_event::Event::Delta(delta_to_wire(delta, head)))
+        Self::new(v1::watch_event::Event::Delta(delta_to_wire(delta, head)), Some(head))
     }
 
     fn part(records: &[Record], head: Option<&SignedHead>) -> Self {
-        Self::new(v1::watch_event::Event::Snapshot(v1::SnapshotPart {
+        let part = v1::SnapshotPart {
             records: records.iter().map(Into::into).collect(),
             head: head.map(Into::into),
-        }))
+        };
+        Self::new(v1::watch_event::Event::Snapshot(part), head)
     }
 
     fn head(head: &SignedHead) -> Self {
-        Self::new(v1::watch_event::Event::Head(head.into()))
+        Self::new(v1::watch_event::Event::Head(head.into()), Some(head))
     }
 }
 

@@ -14,6 +14,7 @@ mod error;
 mod feed;
 mod others;
 mod presence;
+mod signers;
 mod streams;
 mod supervisor;
 mod suspects;
@@ -32,17 +33,19 @@ use tokio_util::task::TaskTracker;
 use znet_api::error::Problem;
 use znet_core::controller::{Command, Network, Reply};
 use znet_core::id::{Epoch, NetworkId, NodeId, Revision};
-use znet_core::key::{SigningKey, VerifyingKey};
+use znet_core::key::SigningKey;
 use znet_core::map::SignedHead;
 use znet_core::name::Name;
 use znet_core::time::Timestamp;
 
 use crate::actor::Actor;
 use crate::clock::Clock;
+use crate::keyring::Keyring;
 use crate::metrics::{Metrics, NetworkFigures};
 use crate::store::{Store, StoreError};
 use feed::Feed;
 use presence::Presence;
+use signers::Signers;
 use streams::Streams;
 use suspects::Questions;
 
@@ -108,7 +111,7 @@ enum Job {
 pub struct Hosted {
     id: NetworkId,
     name: Name,
-    key: SigningKey,
+    signers: Signers,
     common: Common,
     jobs: mpsc::Sender<Job>,
     committed: RwLock<Option<Committed>>,
@@ -138,12 +141,18 @@ pub struct Common {
 
 impl Hosted {
     /// Starts the task of a network that is in the store.
-    pub fn start(id: NetworkId, name: Name, key: SigningKey, common: &Common) -> Arc<Self> {
+    pub fn start(
+        id: NetworkId,
+        name: Name,
+        keys: Vec<SigningKey>,
+        keyring: &Arc<Keyring>,
+        common: &Common,
+    ) -> Arc<Self> {
         let (sender, receiver) = mpsc::channel(COMMAND_QUEUE);
         let hosted = Arc::new(Self {
             id,
             name,
-            key,
+            signers: Signers::new(id, keys, keyring.clone()),
             common: common.clone(),
             jobs: sender,
             committed: RwLock::new(None),
@@ -168,11 +177,6 @@ impl Hosted {
     /// Its name.
     pub fn name(&self) -> &Name {
         &self.name
-    }
-
-    /// The key against which agents check its heads.
-    pub fn verifying_key(&self) -> VerifyingKey {
-        self.key.verifying_key()
     }
 
     /// Whether it takes commands.

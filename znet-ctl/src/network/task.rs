@@ -190,6 +190,9 @@ impl Task {
                 }
                 continue;
             }
+            if let Err(error) = hosted.signers.ready(&self.working).await {
+                return self.fail_all(requests, error);
+            }
             let changes: Vec<Vec<StateChange>> =
                 draft.commits.iter().map(|commit| commit.changes.clone()).collect();
             let begun = Instant::now();
@@ -251,7 +254,9 @@ impl Task {
     /// Shows readers and agents what was committed.
     fn publish(&self, changes: &[Vec<StateChange>], deltas: &[Delta]) {
         let hosted = &self.hosted;
-        let head = self.working.head().sign(&hosted.key);
+        let Some(head) = hosted.signers.sign(&self.working) else {
+            return tracing::error!(network = %hosted.name, "what was committed cannot be signed");
+        };
         let before = {
             let mut committed = hosted.committed.write().unwrap_or_else(PoisonError::into_inner);
             let Some(committed) = &mut *committed else { return };
@@ -389,6 +394,7 @@ impl Task {
             changes.push(logged.changes);
         }
         if !changes.is_empty() {
+            self.hosted.signers.ready(&self.working).await?;
             self.publish(&changes, &deltas);
         }
         Ok(())
@@ -403,13 +409,17 @@ impl Task {
 
 async fn load(hosted: &Hosted) -> Result<Network, StoreError> {
     let loaded = hosted.common.store.load(hosted.id).await?;
-    Network::from_rows(loaded.revision, loaded.rows)
-        .map_err(|corrupt| StoreError::Corrupt { what: corrupt.what })
+    let network = Network::from_rows(loaded.revision, loaded.rows)
+        .map_err(|corrupt| StoreError::Corrupt { what: corrupt.what })?;
+    hosted.signers.ready(&network).await?;
+    Ok(network)
 }
 
 /// Makes a loaded state the one that readers and agents see.
 fn install(hosted: &Hosted, network: &Network) {
-    let head = network.head().sign(&hosted.key);
+    let Some(head) = hosted.signers.sign(network) else {
+        return tracing::error!(network = %hosted.name, "what was loaded cannot be signed");
+    };
     let now = hosted.common.clock.steady();
     let old: Vec<NodeId> = {
         let mut committed = hosted.committed.write().unwrap_or_else(PoisonError::into_inner);

@@ -15,6 +15,7 @@ use znet_api::v1::watch_request::Say;
 use znet_core::controller::Rejection;
 use znet_core::feed::{self, Snapshot, Turn};
 use znet_core::id::{Epoch, NodeId, Revision};
+use znet_core::key::VerifyingKey;
 use znet_core::map::{Digest, Head};
 
 use super::feed::Encoded;
@@ -91,6 +92,7 @@ impl Hosted {
         self: Arc<Self>,
         node: NodeId,
         resume: Option<Resume>,
+        believes: Option<VerifyingKey>,
         said: impl Stream<Item = Result<v1::WatchRequest, Status>> + Send,
         out: mpsc::Sender<Result<Bytes, Status>>,
     ) {
@@ -106,6 +108,10 @@ impl Hosted {
                 Ok(false) => return Some(Problem::from(&Rejection::UnknownNode { node })),
                 Err(error) => return Some(Problem::from(error)),
             }
+            if let Some(Err(error)) = believes.map(|believes| self.can_follow(&believes)) {
+                tracing::warn!(network = %self.name, %node, %error, "the node does not follow to the present signing key");
+                return Some(Problem::from(error));
+            }
             self.seen(node);
             if let Some(resume) = &resume {
                 self.catch_up_with(resume).await;
@@ -113,7 +119,7 @@ impl Hosted {
             tokio::select! {
                 biased;
                 why = &mut end => why.ok(),
-                why = self.pump(node, resume, said, &out) => why,
+                why = self.pump(node, resume, believes, said, &out) => why,
             }
         }
         .await;
@@ -129,6 +135,7 @@ impl Hosted {
         &self,
         node: NodeId,
         resume: Option<Resume>,
+        believes: Option<VerifyingKey>,
         said: impl Stream<Item = Result<v1::WatchRequest, Status>> + Send,
         out: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Option<Problem> {
@@ -136,7 +143,7 @@ impl Hosted {
         let mut newest = self.feed.subscribe();
         let mut questions = self.questions.subscribe();
         let mut question = None;
-        let mut place = Place::new(self, node, resume);
+        let mut place = Place::new(self, node, resume, believes);
         let mut heard = Instant::now();
         // Set anew only when it is over: with thousands of streams the timer would cost more than what is said.
         let mut silence = pin!(tokio::time::sleep_until(heard + LIVE_TERM));
@@ -157,7 +164,7 @@ impl Hosted {
                     let why = format!("nothing was heard from the node for {} s", LIVE_TERM.as_secs());
                     return Some(Problem::new(503, "silent", why));
                 }
-                permit = ready(out, place.not_before), if place.place.is_behind() => {
+                permit = ready(out, place.not_before), if place.is_behind() => {
                     let permit = permit?;
                     newest.borrow_and_update();
                     match place.next(self, node).await {
@@ -175,7 +182,7 @@ impl Hosted {
                         permit.send(Ok(question));
                     }
                 }
-                changed = newest.changed(), if !place.place.is_behind() => {
+                changed = newest.changed(), if !place.is_behind() => {
                     changed.ok()?;
                     place.place.wake();
                 }
@@ -237,10 +244,14 @@ async fn farewell(out: &mpsc::Sender<Result<Bytes, Status>>, why: &Problem) {
 struct Place {
     place: feed::Place<Encoded>,
     not_before: Instant,
+    /// The signing key that the agent believes, once it has read what was sent; `None` for one that cannot follow another.
+    believes: Option<VerifyingKey>,
+    /// What is sent next, as what had to be said before it was said.
+    waiting: Option<Bytes>,
 }
 
 impl Place {
-    fn new(hosted: &Hosted, node: NodeId, resume: Option<Resume>) -> Self {
+    fn new(hosted: &Hosted, node: NodeId, resume: Option<Resume>, believes: Option<VerifyingKey>) -> Self {
         let current = hosted.read(|_, head| head.head).ok();
         if let (Some(resume), Some(current)) = (resume, current)
             && (resume.epoch, resume.revision) > current.position()
@@ -253,26 +264,42 @@ impl Place {
             revision,
             digest,
         });
-        Self { place: feed::Place::new(at), not_before: Instant::now() }
+        Self { place: feed::Place::new(at), not_before: Instant::now(), believes, waiting: None }
+    }
+
+    /// Whether there may be something to send.
+    fn is_behind(&self) -> bool {
+        self.waiting.is_some() || self.place.is_behind()
     }
 
     /// The next event; `None` when there is none before something is published.
     async fn next(&mut self, hosted: &Hosted, node: NodeId) -> Result<Option<Bytes>, CommandError> {
+        if let Some(waiting) = self.waiting.take() {
+            return Ok(Some(waiting));
+        }
         let turn = hosted.turn(&mut self.place).await?;
         if let Some(applied) = self.place.take_resumed() {
             hosted.presence.applied(node, applied, hosted.common.clock.steady());
         }
-        Ok(match turn {
+        let event = match turn {
             Turn::Delta { event, batches } => {
                 self.not_before = Instant::now() + pace(hosted.common.metrics.streams.get());
                 hosted.common.metrics.deltas.inc();
                 if batches > 1 {
                     hosted.common.metrics.coalesced.inc();
                 }
-                Some(event.0)
+                event
             }
-            Turn::Head(event) | Turn::Part(event) => Some(event.0),
-            Turn::Rest | Turn::Stuck => None,
-        })
+            Turn::Head(event) | Turn::Part(event) => event,
+            Turn::Rest | Turn::Stuck => return Ok(None),
+        };
+        // The key that signs is a matter of the revision, so an event that was encoded before a change fits its time.
+        let told = match (self.believes, event.revision) {
+            (Some(believes), Some(revision)) => hosted.leads_to(&believes, revision)?,
+            _ => None,
+        };
+        let Some((line, key)) = told else { return Ok(Some(event.bytes)) };
+        (self.believes, self.waiting) = (Some(key), Some(event.bytes));
+        Ok(Some(Encoded::new(line, None).bytes))
     }
 }

@@ -17,6 +17,7 @@ mod operators;
 mod problem;
 mod process;
 mod reservations;
+mod signing;
 mod tls;
 #[allow(unused_qualifications, reason = "what utoipa generates for the query")]
 mod tokens;
@@ -74,6 +75,8 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(networks::status))
         .routes(routes!(networks::new_epoch))
         .routes(routes!(controllers::list, controllers::set, controllers::change))
+        .routes(routes!(signing::show, signing::rotate))
+        .routes(routes!(signing::retire))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(nodes::list))

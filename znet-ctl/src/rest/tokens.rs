@@ -87,7 +87,7 @@ pub(super) async fn create(
         name: hosted.name().clone(),
         endpoints: hub.advertise().to_vec(),
         pin: hub.pin(),
-        verifying_key: hosted.verifying_key(),
+        verifying_key: hosted.verifying_key()?,
         id,
         secret,
     }

@@ -424,6 +424,7 @@ fn conf(network: NetworkId, name: &str) -> Result<Row, Broken> {
         created: now(),
         next_container: ContainerId::new(1),
         controllers: Vec::new(),
+        signing: None,
     }))
 }
 

@@ -90,7 +90,7 @@ const OPERATOR: &str = r#"{"note":"ci","role":"read"}"#;
 const ACCESS: &str = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="}"#;
 
 /// All routes. The network goes last.
-pub(crate) const ROUTES: [Route; 37] = [
+pub(crate) const ROUTES: [Route; 44] = [
     route("GET", "/healthz", Takes::Nothing, "", "", 200),
     route("GET", "/openapi.json", Takes::Nothing, "", "", 200),
     route("GET", "/metrics", READ_ALL, "", "", 200),
@@ -104,6 +104,9 @@ pub(crate) const ROUTES: [Route; 37] = [
     route("PATCH", "/v1/networks/{network}", ADMIN, "", "{}", 200),
     route("GET", "/v1/networks/{network}/status", READ, "", "", 200),
     route("POST", "/v1/networks/{network}/epoch", ADMIN, "", "", 200),
+    route("GET", "/v1/networks/{network}/key", READ, "", "", 200),
+    route("POST", "/v1/networks/{network}/key", ADMIN, "", "", 200),
+    route("POST", "/v1/networks/{network}/key/retire", ADMIN, "", "", 200),
     route("GET", "/v1/networks/{network}/controllers", READ, "", "", 200),
     route(
         "PUT",
