@@ -1,7 +1,7 @@
 //! One signing key after another: who follows, and what nobody follows.
 
 use proptest::prelude::*;
-use znet_core::controller::{Command, Network, NewNetwork, Rejection};
+use znet_core::controller::{Command, Network, NewNetwork, Rejection, Settings};
 use znet_core::id::{Epoch, NetworkId, Revision};
 use znet_core::key::SigningKey;
 use znet_core::map::{Head, LineRefusal, MAX_LINE, Map, Member, Refusal, SignedHead, Succession};
@@ -136,7 +136,7 @@ fn a_statement_is_no_head_and_a_head_is_no_statement() {
 fn a_network_takes_a_statement_of_its_present_key_alone_and_forgets_the_line_when_told_to() {
     let rng = &mut rand::rng();
     let now = Timestamp::from_millis(1);
-    let new = NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], reserved: vec![], rest: None };
+    let new = NewNetwork { name: "acme".parse().unwrap(), prefixes: vec![], settings: Settings::default() };
     let rows =
         Network::create(NETWORK, &new, now, rng).unwrap().into_iter().filter_map(|change| match change {
             znet_core::controller::StateChange::Put(row) => Some(row),
