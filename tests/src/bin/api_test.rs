@@ -5,18 +5,20 @@
 //! Afterwards the controller must be alive and must have neither logged an error nor answered with a fault of its own.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use znet_api::agent_client::tls_stream;
 use znet_api::client::{ControllerClient, Target};
 use znet_api::rest::OperatorRole;
-use znet_api::tls::client_config;
+use znet_api::tls::{Pin, client_config};
 use znet_tests::{FleetNode, Result, Served};
 
 /// How long one run may take.
@@ -58,8 +60,8 @@ async fn main() -> Result {
     };
     // The operation that takes tokens away finds its own: it comes last.
     let most = run(&["--exclude-operation-id", REVOKE, "--max-time", "75"]).await?;
-    let remote =
-        Target::Remote { address: served.address.to_string(), pin: served.pin, token: token.parse()? };
+    let pin = pin_now(&served.socket()).await?;
+    let remote = Target::Remote { address: served.address.to_string(), pin, token: token.parse()? };
     let asked = ControllerClient::new(remote).networks().await;
     asked.context("the token was lost on the way: what followed was all refused alike")?;
     let last = run(&["--include-operation-id", REVOKE, "--max-time", "10"]).await?;
@@ -70,18 +72,24 @@ async fn main() -> Result {
     Ok(())
 }
 
+/// The pin of the key that the controller shows now: among what is tried are the operations that replace it.
+async fn pin_now(socket: &Path) -> Result<Pin> {
+    let keys = ControllerClient::new(Target::Socket(socket.to_owned())).tls().await?;
+    Ok(keys.current.parse()?)
+}
+
 /// Opens a door on loopback behind which the controller's TLS port is. Returns where it is.
 async fn door(served: &Served) -> Result<std::net::SocketAddr> {
-    let tls = Arc::new(client_config(&[served.pin], None, &["http/1.1"])?);
-    let controller = served.address.to_string();
+    let (controller, socket) = (served.address.to_string(), served.socket());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
+    let known = Arc::new(Mutex::new(served.pin));
     tokio::spawn(async move {
         while let Ok((mut from, _)) = listener.accept().await {
-            let (controller, tls) = (controller.clone(), tls.clone());
+            let (controller, socket, known) = (controller.clone(), socket.clone(), known.clone());
             tokio::spawn(async move {
-                if let Err(error) = pass(&mut from, &controller, tls).await {
-                    eprintln!("a connection to the controller failed: {error}");
+                if let Err(error) = pass(&mut from, &controller, &socket, &known).await {
+                    eprintln!("a connection to the controller failed: {error:#}");
                 }
             });
         }
@@ -89,10 +97,25 @@ async fn door(served: &Served) -> Result<std::net::SocketAddr> {
     Ok(address)
 }
 
-async fn pass(from: &mut TcpStream, controller: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<()> {
-    let mut to = tls_stream(controller, tls, None).await?;
+async fn pass(from: &mut TcpStream, controller: &str, socket: &Path, known: &Mutex<Pin>) -> Result {
+    let pin = *known.lock().await;
+    let mut to = match connect(controller, pin).await {
+        Ok(to) => to,
+        Err(error) => {
+            let now = pin_now(socket).await?;
+            if now == pin {
+                return Err(error);
+            }
+            *known.lock().await = now;
+            connect(controller, now).await?
+        }
+    };
     match tokio::io::copy_bidirectional(from, &mut to).await {
         // Either end may hang up in the middle.
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+async fn connect(controller: &str, pin: Pin) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    Ok(tls_stream(controller, Arc::new(client_config(&[pin], None, &["http/1.1"])?), Some(pin)).await?)
 }
