@@ -1,6 +1,7 @@
 //! `gc`: what is of no use any more is listed, and then removed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use znet_api::rest::Garbage;
 use znet_cli::output::{self, Format};
@@ -9,6 +10,9 @@ use super::ask::{Asker, failed};
 use super::members::{NODE_HEADINGS, node_row};
 use super::networks::{TOKEN_HEADINGS, token_row};
 use super::{Result, agree};
+
+/// How long nothing is said of what takes its time.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 impl Asker {
     pub(super) async fn gc(&self, network: Option<String>, dry_run: bool, yes: bool) -> Result {
@@ -21,7 +25,7 @@ impl Asker {
         };
         let mut found = BTreeMap::new();
         for network in networks {
-            let garbage = self.client.garbage(&network).await.map_err(failed)?;
+            let garbage = patiently(&network, self.client.garbage(&network)).await.map_err(failed)?;
             if !garbage.nodes.is_empty() || !garbage.tokens.is_empty() {
                 found.insert(network, garbage);
             }
@@ -34,7 +38,7 @@ impl Asker {
             let (nodes, tokens) = (sum(|garbage| garbage.nodes.len()), sum(|garbage| garbage.tokens.len()));
             agree(yes, &format!("Removes {nodes} nodes and {tokens} tokens"))?;
             for (network, garbage) in &mut found {
-                *garbage = self.client.collect_garbage(network).await.map_err(failed)?;
+                *garbage = patiently(network, self.client.collect_garbage(network)).await.map_err(failed)?;
             }
         }
         match self.format {
@@ -44,6 +48,21 @@ impl Asker {
             Format::Table => {}
         }
         Ok(())
+    }
+}
+
+/// Waits for an answer, and says after a second what is waited for: where controllers share a store, the others' nodes are
+/// given time to say that they hear one that stayed away.
+async fn patiently<T>(network: &str, answer: impl Future<Output = T>) -> T {
+    let mut answer = std::pin::pin!(answer);
+    match tokio::time::timeout(SILENT_FOR, &mut answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            eprintln!(
+                "asking whether anybody hears the nodes of network {network} that stayed away; some 25 s …"
+            );
+            answer.await
+        }
     }
 }
 

@@ -35,7 +35,7 @@ struct Inner {
     by_applied: BTreeSet<(Revision, NodeId)>,
     /// Ephemeral nodes alone, with a full term from the start on.
     ephemeral: Liveness,
-    /// Nodes that members have heard of, of those that were asked for.
+    /// Ephemeral nodes that members say to have heard.
     vouched: Liveness,
     /// Whether there is one among them since this was asked last.
     vouched_anew: bool,

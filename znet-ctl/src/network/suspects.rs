@@ -2,8 +2,8 @@
 //!
 //! An agent may be gone or cut off while its engine goes on: the containers of such a node talk, and who talks is not
 //! collected. So the agents that are connected are asked whether they have heard a node lately, and only when none answers
-//! for some time is it collected. That time passes on a steady clock and is longer than a heartbeat takes: a node that only
-//! seems absent is seen meanwhile.
+//! for some time is it collected. That time passes on a steady clock and is longer than a heartbeat takes, or an agent to come
+//! back that could not reach its controller: a node that only seems absent is seen meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,12 +20,16 @@ use crate::store::PRESENT_FOR;
 
 /// Most nodes that are asked for at a time; the others have to wait.
 pub(super) const MAX_ASKED: usize = 256;
-/// How long members have to answer.
-const PATIENCE: Duration = Duration::from_secs(HEARTBEAT.as_secs() + 2);
-/// And those of other controllers, which look for questions a few times within it.
-const PATIENCE_SHARED: Duration = Duration::from_secs(PRESENT_FOR.as_secs() / 3);
-/// How often a controller looks for the others' questions.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(PATIENCE_SHARED.as_secs() / 4);
+/// How long members have to answer, and the node to come back. After an outage of the controller some agents are back while others
+/// pause, at most 10 s and as much again by chance, and need a moment to connect.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// How often a controller looks for the others' questions: their reports hold long enough for a few looks.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+// Time for the node to be heard of here, by its own heartbeat or by another controller's look, question and report.
+const _: () =
+    assert!(PATIENCE.as_secs() > 4 * HEARTBEAT.as_secs() && PATIENCE.as_secs() > 4 * LOOK_EVERY.as_secs());
+const _: () = assert!(PATIENCE.as_secs() < PRESENT_FOR.as_secs());
 
 /// What every stream is asked.
 #[derive(Clone, Debug)]
@@ -87,8 +91,8 @@ pub(super) struct Step {
 }
 
 impl Suspects {
-    /// What is to be done, when these nodes are absent and members have so long to answer.
-    fn step(&mut self, absent: &[NodeId], patience: Duration, now: Instant) -> Step {
+    /// What is to be done, when these nodes are absent.
+    fn step(&mut self, absent: &[NodeId], now: Instant) -> Step {
         let still: BTreeSet<&NodeId> = absent.iter().collect();
         self.0.retain(|node, _| still.contains(node));
         let known = self.0.len();
@@ -103,16 +107,15 @@ impl Suspects {
             step.ask = self.0.keys().copied().collect();
         }
         step.collect
-            .extend(self.0.iter().filter(|(_, since)| now - **since >= patience).map(|(node, _)| *node));
+            .extend(self.0.iter().filter(|(_, since)| now - **since >= PATIENCE).map(|(node, _)| *node));
         step
     }
 
-    /// Asks the members here about the nodes that are absent; those of which nobody has heard are to be collected. None while no member at all is
-    /// connected here: there is nobody to ask, and nobody whom a node too many could disturb.
+    /// Asks the members here about the nodes that are absent; those of which nobody has heard are to be collected. None while
+    /// no member at all is connected here: there is nobody to ask, and nobody whom a node too many could disturb.
     pub(super) fn step_for(&mut self, hosted: &Hosted, absent: &[NodeId]) -> Step {
         let absent = if hosted.presence.live() == 0 { &[] } else { absent };
-        let shared = hosted.common.store.shared().is_some();
-        let step = self.step(absent, if shared { PATIENCE_SHARED } else { PATIENCE }, Instant::now());
+        let step = self.step(absent, Instant::now());
         if !step.ask.is_empty() {
             hosted.ask(&step.ask);
         }
@@ -133,7 +136,7 @@ impl Hosted {
             tracing::debug!(network = %self.name, %error, "not collecting while others cannot be asked");
             return Vec::new();
         }
-        tokio::time::sleep(PATIENCE_SHARED).await;
+        tokio::time::sleep(PATIENCE).await;
         self.overdue().await
     }
 
@@ -157,7 +160,7 @@ mod tests {
         let mut suspects = Suspects::default();
         let start = Instant::now();
         let mut step = |absent: &[NodeId], seconds| {
-            let step = suspects.step(absent, PATIENCE, start + Duration::from_secs(seconds));
+            let step = suspects.step(absent, start + Duration::from_secs(seconds));
             (step.ask, step.collect)
         };
         assert_eq!(step(&[], 0), (vec![], vec![]));
@@ -165,9 +168,9 @@ mod tests {
         assert_eq!(step(&[A], 2), (vec![], vec![]));
         assert_eq!(step(&[B, A], 3), (vec![A, B], vec![]), "both are asked for, as members may have come");
         // Somebody has heard A.
-        assert_eq!(step(&[B], 8), (vec![], vec![]));
-        assert_eq!(step(&[B], 10), (vec![], vec![B]));
-        assert_eq!(step(&[A], 11), (vec![A], vec![]), "its time begins anew");
+        assert_eq!(step(&[B], 27), (vec![], vec![]));
+        assert_eq!(step(&[B], 28), (vec![], vec![B]));
+        assert_eq!(step(&[A], 29), (vec![A], vec![]), "its time begins anew");
     }
 
     #[tokio::test(start_paused = true)]
@@ -180,10 +183,10 @@ mod tests {
         };
         let all: Vec<NodeId> = (0..1_000).map(node).collect();
         let start = Instant::now();
-        assert_eq!(suspects.step(&all, PATIENCE, start).ask.len(), MAX_ASKED);
-        let collected = suspects.step(&all, PATIENCE, start + PATIENCE).collect;
+        assert_eq!(suspects.step(&all, start).ask.len(), MAX_ASKED);
+        let collected = suspects.step(&all, start + PATIENCE).collect;
         assert_eq!(collected, all[..MAX_ASKED]);
         let rest = &all[MAX_ASKED..];
-        assert_eq!(suspects.step(rest, PATIENCE, start + PATIENCE).ask, rest[..MAX_ASKED]);
+        assert_eq!(suspects.step(rest, start + PATIENCE).ask, rest[..MAX_ASKED]);
     }
 }

@@ -21,6 +21,8 @@ use crate::keys::DataDir;
 use crate::store::MemoryStore;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Within which time a node that stays away is collected once its time is over: members have a while to answer.
+const COLLECTED: Duration = Duration::from_secs(40);
 const WHO: Actor = Actor::Local { uid: 0 };
 
 struct World {
@@ -369,7 +371,7 @@ async fn ephemeral_nodes_that_stay_away_are_collected_and_lasting_ones_are_not()
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(TIMEOUT, collected).await.unwrap();
+    tokio::time::timeout(COLLECTED, collected).await.unwrap();
     assert_eq!(red.read(|network, _| network.containers().len()).unwrap(), 0);
     let trail = world.hub.audit(Some(red.id()), 0, 100).await.unwrap();
     assert!(trail.iter().any(|record| record.action == "node.collect"));
@@ -406,7 +408,7 @@ async fn an_ephemeral_node_that_members_hear_is_not_collected() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    tokio::time::timeout(TIMEOUT, collected).await.unwrap();
+    tokio::time::timeout(COLLECTED, collected).await.unwrap();
     world.hub.close().await;
 }
 
