@@ -25,6 +25,21 @@ pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_millis)
 }
 
+mod described {
+    //! What no type of the description says by itself.
+
+    use utoipa::openapi::schema::{AnyOfBuilder, Array, ArrayBuilder, ObjectBuilder, SchemaFormat, Type};
+
+    /// A list of addresses of either family.
+    pub(super) fn addresses() -> Array {
+        let family = |format: &str| {
+            let format = SchemaFormat::Custom(format.to_owned());
+            ObjectBuilder::new().schema_type(Type::String).format(Some(format))
+        };
+        ArrayBuilder::new().items(AnyOfBuilder::new().item(family("ipv4")).item(family("ipv6"))).build()
+    }
+}
+
 mod whole {
     //! Whole numbers however they are written: to JSON Schema 5.0 is an integer, and some tooling writes them so.
 
@@ -365,7 +380,7 @@ pub struct Container {
     /// Its WireGuard public key.
     pub public_key: String,
     /// Its addresses: IPv6, then IPv4 where the network has it.
-    #[schema(value_type = Vec<String>)]
+    #[schema(schema_with = described::addresses)]
     pub addresses: Vec<IpAddr>,
     /// When it was attached first.
     pub attached: String,
@@ -377,7 +392,7 @@ pub struct Container {
 pub struct Reserve {
     /// At most one of each family; the missing ones are allocated.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(schema_with = described::addresses)]
     pub addresses: Vec<IpAddr>,
 }
 
@@ -387,7 +402,7 @@ pub struct Reservation {
     /// The container's name.
     pub name: String,
     /// The addresses kept.
-    #[schema(value_type = Vec<String>)]
+    #[schema(schema_with = described::addresses)]
     pub addresses: Vec<IpAddr>,
     /// Whether a container of this name is attached.
     pub attached: bool,
@@ -525,11 +540,14 @@ pub struct CreateAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,
     /// The device's own WireGuard public key, in base64. The private half stays with the person.
-    #[schema(example = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=")]
+    #[schema(
+        example = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+        pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
+    )]
     pub public_key: String,
     /// Explicit addresses, at most one of each family; the missing ones are allocated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<String>)]
+    #[schema(schema_with = described::addresses)]
     pub addresses: Vec<IpAddr>,
 }
 
@@ -543,7 +561,7 @@ pub struct Access {
     /// The device's own public key.
     pub public_key: String,
     /// Its addresses: IPv6, then IPv4 where the network has it.
-    #[schema(value_type = Vec<String>)]
+    #[schema(schema_with = described::addresses)]
     pub addresses: Vec<IpAddr>,
     /// Where its node serves it; absent until the node has said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
