@@ -98,11 +98,14 @@ fn reach_each_other(laptop: &Laptop, members: &[&Member]) -> Result {
     Ok(())
 }
 
+fn acme(world: &World) -> Result<String> {
+    world.controller.create_network(&NetworkSpec { name: "acme", prefixes: &PREFIXES, rest: None })
+}
+
 #[test]
 fn a_laptop_behind_a_nat_is_a_member_like_any_other_until_it_is_revoked() -> Result {
     let mut world = World::new("access")?;
-    let acme = NetworkSpec { name: "acme", prefixes: &PREFIXES, rest: None };
-    let token = world.controller.create_network(&acme)?;
+    let token = acme(&world)?;
     let (n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
     let (a, b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
     let file = world.controller.host().dir().join("laptop.conf");
@@ -260,8 +263,7 @@ fn a_laptop_sends_from_its_own_addresses_into_its_own_network_and_nowhere_else()
 #[test]
 fn a_laptops_link_outlives_its_agent_without_loss_and_its_file_outlives_engine_and_agent() -> Result {
     let mut world = World::new("access-crash")?;
-    let acme = NetworkSpec { name: "acme", prefixes: &PREFIXES, rest: None };
-    let token = world.controller.create_network(&acme)?;
+    let token = acme(&world)?;
     let (mut n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
     let b = n2.attach("acme", "b")?;
     let host = world.host("desk")?;
@@ -316,8 +318,7 @@ fn refused(world: &World, flags: &[&str]) -> Result<(i32, String)> {
 #[test]
 fn what_cannot_be_an_access_point_is_refused_and_leaves_nothing() -> Result {
     let mut world = World::new("access-refused")?;
-    let acme = NetworkSpec { name: "acme", prefixes: &PREFIXES, rest: None };
-    let token = world.controller.create_network(&acme)?;
+    let token = acme(&world)?;
     assert_eq!(refused(&world, &["laptop"])?.0, 3, "there is no node");
     let (mut n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
     let a = n1.attach("acme", "a")?;

@@ -1,7 +1,7 @@
 //! Strict conversions between the wire's types and the core's. What is not well formed is refused with the name of
 //! the field, never mended.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Pin, Revision};
 use znet_core::key::{PublicKey, Signature, VerifyingKey};
@@ -141,6 +141,11 @@ impl TryFrom<&v1::Succession> for Succession {
     }
 }
 
+/// The IPv4 address, where there is one.
+fn address4(bytes: &[u8]) -> Result<Option<Ipv4Addr>, ConvertError> {
+    if bytes.is_empty() { Ok(None) } else { Ok(Some(sized::<4>("address4", bytes)?.into())) }
+}
+
 impl From<&ContainerRecord> for v1::ContainerRecord {
     fn from(record: &ContainerRecord) -> Self {
         Self {
@@ -158,17 +163,13 @@ impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
     type Error = ConvertError;
 
     fn try_from(wire: &v1::ContainerRecord) -> Result<Self, ConvertError> {
-        let address4 = match wire.address4.as_slice() {
-            [] => None,
-            bytes => Some(sized::<4>("address4", bytes)?.into()),
-        };
         Ok(Self {
             id: ContainerId::new(wire.id),
             name: name(&wire.name)?,
             node: NodeId::try_from(wire.node.as_slice()).map_err(|error| invalid("node", error))?,
             public_key: PublicKey::from_bytes(sized("public_key", &wire.public_key)?),
             address6: sized::<16>("address6", &wire.address6)?.into(),
-            address4,
+            address4: address4(&wire.address4)?,
         })
     }
 }
@@ -190,17 +191,13 @@ impl TryFrom<&v1::AccessRecord> for AccessRecord {
     type Error = ConvertError;
 
     fn try_from(wire: &v1::AccessRecord) -> Result<Self, ConvertError> {
-        let address4 = match wire.address4.as_slice() {
-            [] => None,
-            bytes => Some(sized::<4>("address4", bytes)?.into()),
-        };
         Ok(Self {
             id: ContainerId::new(wire.id),
             name: name(&wire.name)?,
             node: NodeId::try_from(wire.node.as_slice()).map_err(|error| invalid("node", error))?,
             public_key: PublicKey::from_bytes(sized("public_key", &wire.public_key)?),
             address6: sized::<16>("address6", &wire.address6)?.into(),
-            address4,
+            address4: address4(&wire.address4)?,
         })
     }
 }

@@ -42,6 +42,11 @@ pub struct NodeRecord {
     pub endpoints: Vec<SocketAddr>,
 }
 
+/// IPv6, then IPv4 where there is one.
+fn both(six: Ipv6Addr, four: Option<Ipv4Addr>) -> impl Iterator<Item = IpAddr> + use<> {
+    std::iter::once(IpAddr::V6(six)).chain(four.map(IpAddr::V4))
+}
+
 /// What every member must know of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRecord {
@@ -62,7 +67,7 @@ pub struct ContainerRecord {
 impl ContainerRecord {
     /// Its addresses: IPv6, then IPv4 where it has one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        std::iter::once(IpAddr::V6(self.address6)).chain(self.address4.map(IpAddr::V4))
+        both(self.address6, self.address4)
     }
 }
 
@@ -86,7 +91,7 @@ pub struct AccessRecord {
 impl AccessRecord {
     /// Its addresses: IPv6, then IPv4 where it has one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        std::iter::once(IpAddr::V6(self.address6)).chain(self.address4.map(IpAddr::V4))
+        both(self.address6, self.address4)
     }
 }
 

@@ -5,6 +5,7 @@
 mod allocator;
 mod boundaries;
 mod controller;
+mod controller_cases;
 mod controller_model;
 mod generate;
 mod map;

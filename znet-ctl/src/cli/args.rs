@@ -1,17 +1,19 @@
-//! What can be said on the command line.
+//! What can be said on the command line. Commands that a file of their own carries out are described there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand};
 use ipnet::IpNet;
-use znet_api::rest::OperatorRole;
 use znet_api::tls::Pin;
 use znet_cli::Common;
 
 use super::access::AccessCommand;
-use crate::migrate::Side;
+use super::controllers::ControllerCommand;
+use super::operators::OperatorCommand;
+use super::store::StoreCommand;
+use super::tls::TlsCommand;
 use crate::store::Location;
 
 /// The controller of znet and the operator's command line.
@@ -316,102 +318,6 @@ pub enum NetworkCommand {
     },
 }
 
-/// What can be done with the list of controllers in the networks' maps.
-#[derive(Debug, Subcommand)]
-pub enum ControllerCommand {
-    /// List where agents look for the controllers; nothing where join tokens alone tell
-    #[command(
-        after_help = "Examples:\n  znet-ctl controllers list\n  znet-ctl controllers list --network acme"
-    )]
-    List {
-        /// The network, by name or identifier; all when absent
-        #[arg(long, value_name = "NETWORK")]
-        network: Option<String>,
-    },
-    /// Have agents look there as well, after all others
-    #[command(after_help = "Examples:\n  znet-ctl controllers add ctl2.example.net:7443")]
-    Add {
-        /// Where agents reach a controller
-        #[arg(value_name = "HOST:PORT", required = true)]
-        addresses: Vec<String>,
-        /// The network, by name or identifier; all when absent
-        #[arg(long, value_name = "NETWORK")]
-        network: Option<String>,
-    },
-    /// Have agents look there no more
-    #[command(after_help = "Examples:\n  znet-ctl controllers remove ctl.example.net:7443 --network acme")]
-    Remove {
-        /// Where agents do not reach a controller any more
-        #[arg(value_name = "HOST:PORT", required = true)]
-        addresses: Vec<String>,
-        /// The network, by name or identifier; all when absent
-        #[arg(long, value_name = "NETWORK")]
-        network: Option<String>,
-    },
-    /// Replace the list; without an address join tokens alone tell
-    #[command(
-        after_help = "Examples:\n  znet-ctl controllers set c1.example.net:7443 c2.example.net:7443\n  znet-ctl controllers set --network acme"
-    )]
-    Set {
-        /// Where agents reach controllers, in the order in which they try them
-        #[arg(value_name = "HOST:PORT")]
-        addresses: Vec<String>,
-        /// The network, by name or identifier; all when absent
-        #[arg(long, value_name = "NETWORK")]
-        network: Option<String>,
-    },
-}
-
-/// What can be done with the TLS key.
-#[derive(Debug, Subcommand)]
-pub enum TlsCommand {
-    /// Show the keys by their pins
-    #[command(after_help = "Examples:\n  znet-ctl tls show --output json")]
-    Show,
-    /// Make a new key and announce it; it is shown when all live nodes know it, and the present one to whoever asks for that
-    #[command(after_help = "Examples:\n  znet-ctl tls rotate\n  znet-ctl tls rotate --keep 30d")]
-    Rotate {
-        /// Give the present key up so long after the new one is shown [default: keep it until `tls retire`]
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-        keep: Option<Duration>,
-    },
-    /// Show the announced key now, whoever knows it
-    #[command(after_help = "Examples:\n  znet-ctl tls promote")]
-    Promote,
-    /// Give up the keys that another has followed; whoever knows those alone is refused
-    #[command(after_help = "Examples:\n  znet-ctl tls retire --yes")]
-    Retire {
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
-}
-
-/// What can be done with stores.
-#[derive(Debug, Subcommand)]
-pub enum StoreCommand {
-    /// Move everything from one store to another, keys included, and compare; no controller may be running on either
-    #[command(
-        after_help = "Examples:\n  znet-ctl store migrate --from sqlite:/var/lib/znet-ctl --to etcd:http://e1:2379,http://e2:2379\n  znet-ctl store migrate --from etcd:http://e1:2379 --to sqlite:/srv/znet --store-key /etc/znet/store.key\n\nThe source stays as it is: do not start a controller on it again."
-    )]
-    Migrate {
-        /// Where everything is: sqlite:DATA_DIR or etcd:…
-        #[arg(long, value_name = "STORE")]
-        from: Side,
-        /// Where everything goes, which must be empty
-        #[arg(long, value_name = "STORE")]
-        to: Side,
-        /// The file that opens the keys in etcd; made if nothing is there yet
-        #[arg(
-            long,
-            value_name = "FILE",
-            default_value = "/var/lib/znet-ctl/store.key",
-            env = "ZNET_CTL_STORE_KEY"
-        )]
-        store_key: PathBuf,
-    },
-}
-
 /// What a join token is like.
 #[derive(Debug, Default, ClapArgs)]
 pub struct TokenArgs {
@@ -557,57 +463,5 @@ pub enum ReservationCommand {
         network: String,
         /// The container's name
         name: String,
-    },
-}
-
-/// What an operator's token allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum RoleArg {
-    /// Look
-    Read,
-    /// And change what a deployment changes: tokens, containers, reservations
-    Deploy,
-    /// And everything else
-    Admin,
-}
-
-impl From<RoleArg> for OperatorRole {
-    fn from(role: RoleArg) -> Self {
-        match role {
-            RoleArg::Read => Self::Read,
-            RoleArg::Deploy => Self::Deploy,
-            RoleArg::Admin => Self::Admin,
-        }
-    }
-}
-
-/// What can be done with operators' tokens.
-#[derive(Debug, Subcommand)]
-pub enum OperatorCommand {
-    /// Make an operator's token; its text is shown this once
-    #[command(
-        after_help = "Examples:\n  znet-ctl operator create --role deploy --network acme 'CI of acme'\n  znet-ctl operator create --role admin 'the team'"
-    )]
-    Create {
-        /// For whom or what it is
-        note: String,
-        /// What it allows
-        #[arg(long, value_enum)]
-        role: RoleArg,
-        /// The network in which it allows that [default: all]
-        #[arg(long, value_name = "NETWORK")]
-        network: Option<String>,
-        /// Print the token's text and nothing else
-        #[arg(long, short)]
-        quiet: bool,
-    },
-    /// List operators' tokens
-    #[command(after_help = "Examples:\n  znet-ctl operator list")]
-    List,
-    /// Make an operator's token invalid, at once
-    #[command(after_help = "Examples:\n  znet-ctl operator revoke 0123456789abcdef")]
-    Revoke {
-        /// The operator's handle
-        id: String,
     },
 }

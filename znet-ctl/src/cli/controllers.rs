@@ -2,14 +2,60 @@
 
 use std::collections::BTreeMap;
 
+use clap::Subcommand;
 use znet_api::rest::{ChangeControllers, Controller, SetControllers};
 use znet_cli::output;
 
 use super::Result;
-use super::args::ControllerCommand;
 use super::ask::{Asker, failed};
 
 const HEADINGS: [&str; 3] = ["NETWORK", "CONTROLLER", "PINS"];
+
+/// What can be done with the list of controllers in the networks' maps.
+#[derive(Debug, Subcommand)]
+pub enum ControllerCommand {
+    /// List where agents look for the controllers; nothing where join tokens alone tell
+    #[command(
+        after_help = "Examples:\n  znet-ctl controllers list\n  znet-ctl controllers list --network acme"
+    )]
+    List {
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Have agents look there as well, after all others
+    #[command(after_help = "Examples:\n  znet-ctl controllers add ctl2.example.net:7443")]
+    Add {
+        /// Where agents reach a controller
+        #[arg(value_name = "HOST:PORT", required = true)]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Have agents look there no more
+    #[command(after_help = "Examples:\n  znet-ctl controllers remove ctl.example.net:7443 --network acme")]
+    Remove {
+        /// Where agents do not reach a controller any more
+        #[arg(value_name = "HOST:PORT", required = true)]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    /// Replace the list; without an address join tokens alone tell
+    #[command(
+        after_help = "Examples:\n  znet-ctl controllers set c1.example.net:7443 c2.example.net:7443\n  znet-ctl controllers set --network acme"
+    )]
+    Set {
+        /// Where agents reach controllers, in the order in which they try them
+        #[arg(value_name = "HOST:PORT")]
+        addresses: Vec<String>,
+        /// The network, by name or identifier; all when absent
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+}
 
 impl Asker {
     pub(super) async fn controllers(&self, command: ControllerCommand) -> Result {

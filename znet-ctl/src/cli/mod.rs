@@ -64,7 +64,7 @@ fn dispatch(args: Args) -> Result {
         Command::Restore { file, data_dir, replace } => {
             files::restore(&file, &data_dir, replace, args.common.output)
         }
-        Command::Store(args::StoreCommand::Migrate { from, to, store_key }) => {
+        Command::Store(store::StoreCommand::Migrate { from, to, store_key }) => {
             znet_cli::init_logging(&args.common.log_level, args.common.log_format);
             let moved = crate::migrate::migrate(&from, &to, &store_key);
             store::report(znet_cli::runtime(false)?.block_on(moved)?, &to, args.common.output);

@@ -1,10 +1,38 @@
 //! `store migrate`.
 
+use std::path::PathBuf;
+
+use clap::Subcommand;
 use znet_cli::exit::{Failure, Kind};
 use znet_cli::output::{self, Format};
 
 use crate::keys::KeysError;
 use crate::migrate::{MigrateError, Report, Side};
+
+/// What can be done with stores.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Move everything from one store to another, keys included, and compare; no controller may be running on either
+    #[command(
+        after_help = "Examples:\n  znet-ctl store migrate --from sqlite:/var/lib/znet-ctl --to etcd:http://e1:2379,http://e2:2379\n  znet-ctl store migrate --from etcd:http://e1:2379 --to sqlite:/srv/znet --store-key /etc/znet/store.key\n\nThe source stays as it is: do not start a controller on it again."
+    )]
+    Migrate {
+        /// Where everything is: sqlite:DATA_DIR or etcd:…
+        #[arg(long, value_name = "STORE")]
+        from: Side,
+        /// Where everything goes, which must be empty
+        #[arg(long, value_name = "STORE")]
+        to: Side,
+        /// The file that opens the keys in etcd; made if nothing is there yet
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/var/lib/znet-ctl/store.key",
+            env = "ZNET_CTL_STORE_KEY"
+        )]
+        store_key: PathBuf,
+    },
+}
 
 /// Says what was moved.
 pub(super) fn report(report: Report, to: &Side, format: Format) {

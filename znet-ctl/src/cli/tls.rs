@@ -1,11 +1,38 @@
 //! `tls`: the key by which the controllers are known, and how another takes its place.
 
+use std::time::Duration;
+
+use clap::Subcommand;
 use znet_api::rest::{RotateTls, TlsKeys};
 use znet_cli::output::{self, Format};
 
-use super::args::TlsCommand;
 use super::ask::{Asker, failed};
 use super::{Result, agree};
+
+/// What can be done with the TLS key.
+#[derive(Debug, Subcommand)]
+pub enum TlsCommand {
+    /// Show the keys by their pins
+    #[command(after_help = "Examples:\n  znet-ctl tls show --output json")]
+    Show,
+    /// Make a new key and announce it; it is shown when all live nodes know it, and the present one to whoever asks for that
+    #[command(after_help = "Examples:\n  znet-ctl tls rotate\n  znet-ctl tls rotate --keep 30d")]
+    Rotate {
+        /// Give the present key up so long after the new one is shown [default: keep it until `tls retire`]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        keep: Option<Duration>,
+    },
+    /// Show the announced key now, whoever knows it
+    #[command(after_help = "Examples:\n  znet-ctl tls promote")]
+    Promote,
+    /// Give up the keys that another has followed; whoever knows those alone is refused
+    #[command(after_help = "Examples:\n  znet-ctl tls retire --yes")]
+    Retire {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
 
 impl Asker {
     pub(super) async fn tls(&self, command: TlsCommand) -> Result {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Corrupt, Network};
 use crate::controller::rows::Container;
+use crate::id::{ContainerId, NodeId};
 use crate::name::Name;
 
 impl Network {
@@ -25,18 +26,7 @@ impl Network {
         }
         for container in self.containers.values() {
             let record = &container.record;
-            if !self.nodes.contains_key(&record.node) {
-                return corrupt(format!(
-                    "container {} is on node {}, which is no member",
-                    record.name, record.node
-                ));
-            }
-            if record.id >= self.conf.next_container {
-                return corrupt(format!(
-                    "container {} has an identifier that was not given yet",
-                    record.name
-                ));
-            }
+            self.check_placed(&format!("container {}", record.name), record.id, record.node)?;
             self.check_held(&record.name, record.addresses())?;
         }
         self.check_accesses()?;
@@ -55,18 +45,7 @@ impl Network {
             return corrupt("two access points have one name".to_owned());
         }
         for record in self.accesses.values().map(|access| &access.record) {
-            if !self.nodes.contains_key(&record.node) {
-                return corrupt(format!(
-                    "access point {} is on node {}, which is no member",
-                    record.name, record.node
-                ));
-            }
-            if record.id >= self.conf.next_container {
-                return corrupt(format!(
-                    "access point {} has an identifier that was not given yet",
-                    record.name
-                ));
-            }
+            self.check_placed(&format!("access point {}", record.name), record.id, record.node)?;
             let theirs = [self.containers.get(&record.id), self.container_by_name(&record.name)];
             let foreign = |container: &&Container| {
                 let seen = &container.record;
@@ -76,6 +55,17 @@ impl Network {
                 return corrupt(format!("access point {} and its container are not one", record.name));
             }
             self.check_held(&record.name, record.addresses())?;
+        }
+        Ok(())
+    }
+
+    /// Whatever is on a node, under an identifier.
+    fn check_placed(&self, what: &str, id: ContainerId, node: NodeId) -> Result<(), Corrupt> {
+        if !self.nodes.contains_key(&node) {
+            return Err(Corrupt { what: format!("{what} is on node {node}, which is no member") });
+        }
+        if id >= self.conf.next_container {
+            return Err(Corrupt { what: format!("{what} has an identifier that was not given yet") });
         }
         Ok(())
     }
