@@ -64,7 +64,10 @@ impl Controller {
     }
 
     async fn find(&self, name: &str) -> Arc<Hosted> {
-        until("the network to be known", || self.hub.find(name).ok()).await
+        let hosted = until("the network to be known", || self.hub.find(name).ok()).await;
+        // It is known before it is loaded.
+        tokio::time::timeout(SOON, hosted.started()).await.expect("the network to be loaded");
+        hosted
     }
 }
 
@@ -101,7 +104,7 @@ fn head(hosted: &Hosted) -> Option<Head> {
 }
 
 fn members(hosted: &Hosted) -> Vec<NodeId> {
-    hosted.read(|network, _| network.nodes().map(|node| node.id).collect()).unwrap_or_default()
+    hosted.read(|network, _| network.nodes().map(|node| node.id).collect()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
