@@ -119,6 +119,7 @@ pub(crate) fn is_access(joined: &Joined, name: &Name) -> bool {
 pub(crate) fn peers(agent: &Agent, joined: &Joined) -> Vec<Peer> {
     let of = |record: AccessRecord| Peer {
         public_key: record.public_key,
+        also_key: None,
         addresses: record.addresses().collect(),
         endpoints: Vec::new(),
         preshared_key: None,
@@ -311,6 +312,8 @@ async fn make(
             id,
             name: device_name(network, id, relay),
             private_key: WirePrivateKey(key),
+            also_private_key: None,
+            also_is_next: false,
             addresses: if relay { Vec::new() } else { record.addresses().collect() },
             mtu,
             relay,

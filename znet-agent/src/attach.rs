@@ -445,6 +445,8 @@ pub(crate) fn device(attachment: &Attachment, key: &PrivateKey, mtu: u32) -> Dev
         id: attachment.container,
         name: attachment.device.clone(),
         private_key: WirePrivateKey(key.clone()),
+        also_private_key: None,
+        also_is_next: false,
         addresses: attachment.addresses.clone(),
         mtu,
         relay: false,

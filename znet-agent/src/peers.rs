@@ -36,6 +36,7 @@ impl Viewpoint {
         };
         Peer {
             public_key: container.public_key,
+            also_key: None,
             addresses: container.addresses().collect(),
             endpoints,
             preshared_key: None,

@@ -127,6 +127,7 @@ fn peer(n: u8) -> Peer {
         addresses: vec![address(n)],
         endpoints: vec![at(n)],
         preshared_key: None,
+        also_key: None,
     }
 }
 

@@ -82,6 +82,7 @@ fn peer(n: u8) -> Peer {
         addresses: vec![address(n).into()],
         endpoints: vec![at(n)],
         preshared_key: None,
+        also_key: None,
     }
 }
 
@@ -203,5 +204,6 @@ pub(crate) fn stranger(n: u32) -> Peer {
         // A hundred nodes.
         endpoints: vec![SocketAddr::from(([198, 51, 100, (n % 100) as u8], 51820))],
         preshared_key: None,
+        also_key: None,
     }
 }

@@ -83,7 +83,13 @@ pub(crate) fn key(n: u8) -> PrivateKey {
 }
 
 pub(crate) fn peer(n: u8, endpoints: Vec<SocketAddr>) -> Peer {
-    Peer { public_key: key(n).public_key(), addresses: addresses(n).to_vec(), endpoints, preshared_key: None }
+    Peer {
+        public_key: key(n).public_key(),
+        addresses: addresses(n).to_vec(),
+        endpoints,
+        preshared_key: None,
+        also_key: None,
+    }
 }
 
 impl Node {

@@ -89,6 +89,8 @@ pub struct EngineClient {
     pub pid: u32,
     /// The engine's version of znet.
     pub version: String,
+    /// Whether it knows that devices and peers may have two keys.
+    pub two_keys: bool,
     hears: bool,
 }
 
@@ -104,8 +106,8 @@ impl EngineClient {
         send_frame(&stream, &Request::Hello { protocol: PROTOCOL }, &[])?;
         let (reply, fds) = recv_frame::<Reply>(&stream)?;
         match reply {
-            Reply::Hello { protocol: PROTOCOL, pid, version, hears } => {
-                Ok(Self { stream, sessions: fds.into_iter().next(), pid, version, hears })
+            Reply::Hello { protocol: PROTOCOL, pid, version, two_keys, hears } => {
+                Ok(Self { stream, sessions: fds.into_iter().next(), pid, version, two_keys, hears })
             }
             Reply::Hello { protocol, .. } => Err(EngineError::Protocol { got: protocol }),
             Reply::Error { message } => Err(EngineError::Refused(message)),

@@ -62,6 +62,9 @@ impl<'de> Deserialize<'de> for WirePresharedKey {
 pub struct Peer {
     /// The container's public key.
     pub public_key: PublicKey,
+    /// Another public key that is the container's while its pair is changed: the next one, or the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also_key: Option<PublicKey>,
     /// The addresses that belong to it, and to nobody else in the network.
     pub addresses: Vec<IpAddr>,
     /// Where it can be reached, best first; empty when only its own packets can tell.
@@ -80,6 +83,12 @@ pub struct Device {
     pub name: String,
     /// Its private key.
     pub private_key: WirePrivateKey,
+    /// Another one, for which it accepts handshakes while its pair is changed: the next one, or the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also_private_key: Option<WirePrivateKey>,
+    /// Whether that is the next one. Kept for the agent.
+    #[serde(default)]
+    pub also_is_next: bool,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// Its MTU in bytes.
@@ -195,6 +204,9 @@ pub enum Reply {
         pid: u32,
         /// Its version of znet.
         version: String,
+        /// Whether it knows that devices and peers may have two keys.
+        #[serde(default)]
+        two_keys: bool,
         /// Whether it answers [`Request::Heard`], which earlier versions do not know.
         #[serde(default)]
         hears: bool,

@@ -97,8 +97,8 @@ fn answer(stream: &UnixStream, state: &mut State) -> Result<Next, FrameError> {
     let (request, fds) = recv_frame::<Request>(stream)?;
     match request {
         Request::Hello { .. } => {
-            let version = env!("CARGO_PKG_VERSION").to_owned();
-            let reply = Reply::Hello { protocol: PROTOCOL, pid: std::process::id(), version, hears: true };
+            let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
+            let reply = Reply::Hello { protocol: PROTOCOL, pid, version, two_keys: true, hears: true };
             send_frame(stream, &reply, &[state.sessions().file().as_fd()])?;
         }
         Request::Shutdown => {
@@ -141,7 +141,8 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
             if peers.len() > MAX_PEERS_PER_MESSAGE {
                 return Err(format!("{} peers in one message; at most {MAX_PEERS_PER_MESSAGE}", peers.len()));
             }
-            let keys: Vec<PublicKey> = peers.iter().map(|peer| peer.public_key).collect();
+            let keys = peers.iter().flat_map(|peer| std::iter::once(peer.public_key).chain(peer.also_key));
+            let keys: Vec<PublicKey> = keys.collect();
             let served = state.networks.get(&network).ok_or_else(|| not_served(network))?;
             if batch == Batch::ReplaceBegin {
                 served.network.begin_replace();
@@ -151,6 +152,7 @@ fn carry_out(state: &mut State, request: Request, fds: Vec<OwnedFd>) -> Result<(
                 served.network.end_replace();
             }
             served.network.welcome(&keys, &mut state.lane, Instant::now());
+            served.network.renew(&mut state.lane, Instant::now());
         }
         Request::RemovePeers { network, keys } => {
             let served = state.networks.get(&network).ok_or_else(|| not_served(network))?;
@@ -190,6 +192,8 @@ fn dump(stream: &UnixStream, state: &State) -> Result<(), FrameError> {
                 id: device.id,
                 name: device.name.clone(),
                 private_key: WirePrivateKey(device.private_key().clone()),
+                also_private_key: device.also_private_key().cloned().map(WirePrivateKey),
+                also_is_next: device.also_is_next(),
                 addresses,
                 mtu: device.mtu(),
                 relay: device.addresses == OwnAddresses::Any,

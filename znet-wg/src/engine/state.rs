@@ -139,9 +139,12 @@ impl State {
             (None, Some(ports)) => ports.source.tun.clone(),
             (None, None) => return Err("this device is not served".to_owned()),
         };
-        let WireDevice { id, name, private_key, addresses, mtu, relay } = device;
+        let WireDevice { id, name, private_key, also_private_key, also_is_next, addresses, mtu, relay } =
+            device;
         let own = if relay { OwnAddresses::Any } else { OwnAddresses::Only(addresses) };
-        served.network.put_device(Device::new(id, name, private_key.0, own, mtu, tun));
+        let device = Device::new(id, name, private_key.0, own, mtu, tun);
+        served.network.put_device(device.accepting(also_private_key.map(|key| key.0), also_is_next));
+        served.network.renew(&mut self.lane, Instant::now());
         if let Some((source, uapi)) = watched {
             if let Some(old) = served.ports.remove(&id) {
                 self.plane.unwatch(&old.token, &*old.source.tun);

@@ -50,7 +50,7 @@ fn describe(served: &Served, device: &Device) -> Zeroizing<String> {
         fwmark: None,
     });
     network.for_each_peer(device.id, |entry, state| {
-        if entry.key() == device.public_key() || !(all || state.is_some()) {
+        if entry.has_key(device.public_key()) || !(all || state.is_some()) {
             return;
         }
         let state = state.unwrap_or_default();

@@ -108,6 +108,15 @@ pub struct Device {
     pub port: Arc<dyn Port>,
     mtu: AtomicU32,
     pub(super) counters: Arc<Counters>,
+    pair: Arc<Pair>,
+    /// Another pair for which it accepts handshakes while its pair is changed.
+    also: Option<Arc<Pair>>,
+    /// Whether that is the next one: of no interest here, but to whoever has it served.
+    also_is_next: bool,
+}
+
+/// A device's key pair, and what follows from it.
+pub(super) struct Pair {
     private_key: PrivateKey,
     /// The private key as boringtun takes it; copies are cheap.
     static_secret: x25519::StaticSecret,
@@ -140,8 +149,6 @@ impl Device {
         mtu: u32,
         port: Arc<dyn Port>,
     ) -> Self {
-        let public_key = private_key.public_key();
-        let public = x25519::PublicKey::from(*public_key.as_bytes());
         Self {
             id,
             name,
@@ -149,25 +156,44 @@ impl Device {
             port,
             mtu: AtomicU32::new(mtu),
             counters: Arc::default(),
-            static_secret: x25519::StaticSecret::from(*private_key.to_bytes()),
-            private_key,
-            public_key,
-            mac1_key: Blake2s256::new()
-                .chain_update(LABEL_MAC1)
-                .chain_update(public_key.as_bytes())
-                .finalize()
-                .into(),
-            limiter: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            cookies: Arc::new(RateLimiter::new(&public, 0)),
+            pair: Arc::new(Pair::new(private_key)),
+            also: None,
+            also_is_next: false,
         }
     }
 
-    /// Goes on where an earlier device of the same key was: figures, and cookies that peers hold.
+    /// Accepts handshakes for another pair as well, the next one or a former one. The same one is none.
+    #[must_use]
+    pub fn accepting(mut self, private_key: Option<PrivateKey>, is_next: bool) -> Self {
+        self.also_is_next = is_next;
+        let pair = private_key.map(|key| Arc::new(Pair::new(key)));
+        self.also = pair.filter(|also| also.public_key != self.pair.public_key);
+        self
+    }
+
+    /// Goes on where an earlier device was: figures, and of each pair that was its own the cookies that peers hold.
     pub(super) fn succeed(&mut self, old: &Self) {
         self.counters = old.counters.clone();
-        if self.public_key == old.public_key {
-            self.cookies = old.cookies.clone();
+        for pair in std::iter::once(&mut self.pair).chain(&mut self.also) {
+            if let Some(same) = old.pair(&pair.public_key) {
+                *pair = same.clone();
+            }
         }
+    }
+
+    /// Its pairs: the one with which it makes handshakes, then the other one.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = &Arc<Pair>> {
+        std::iter::once(&self.pair).chain(&self.also)
+    }
+
+    /// Its pair with this public half.
+    pub(super) fn pair(&self, public_key: &PublicKey) -> Option<&Arc<Pair>> {
+        self.pairs().find(|pair| pair.public_key == *public_key)
+    }
+
+    /// The pair with which it makes handshakes.
+    pub(super) fn current(&self) -> &Arc<Pair> {
+        &self.pair
     }
 
     /// Its MTU in bytes.
@@ -182,17 +208,51 @@ impl Device {
 
     /// Its private key.
     pub fn private_key(&self) -> &PrivateKey {
-        &self.private_key
+        &self.pair.private_key
+    }
+
+    /// The other private key for which it accepts handshakes.
+    pub fn also_private_key(&self) -> Option<&PrivateKey> {
+        self.also.as_ref().map(|pair| &pair.private_key)
+    }
+
+    /// Whether that is the next one.
+    pub fn also_is_next(&self) -> bool {
+        self.also_is_next
     }
 
     /// Its public key.
     pub fn public_key(&self) -> &PublicKey {
-        &self.public_key
+        &self.pair.public_key
     }
 
     /// Its figures, when it has so many sessions.
     pub(super) fn stats(&self, sessions: u64) -> DeviceStats {
         self.counters.stats(sessions)
+    }
+}
+
+impl Pair {
+    fn new(private_key: PrivateKey) -> Self {
+        let public_key = private_key.public_key();
+        let public = x25519::PublicKey::from(*public_key.as_bytes());
+        Self {
+            static_secret: x25519::StaticSecret::from(*private_key.to_bytes()),
+            private_key,
+            public_key,
+            mac1_key: Blake2s256::new()
+                .chain_update(LABEL_MAC1)
+                .chain_update(public_key.as_bytes())
+                .finalize()
+                .into(),
+            limiter: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            cookies: Arc::new(RateLimiter::new(&public, 0)),
+        }
+    }
+
+    /// The public half.
+    pub(super) fn public_key(&self) -> &PublicKey {
+        &self.public_key
     }
 
     /// The keyed MAC that an initiation for this device bears over `message` (white paper, section 5.4.4).

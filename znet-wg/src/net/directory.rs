@@ -33,6 +33,8 @@ pub struct DirectoryEntry {
     endpoints: Box<[SocketAddr]>,
     preshared: Option<Box<PresharedKey>>,
     learned: Option<Box<SocketAddr>>,
+    /// Another key that is the peer's while its pair is changed.
+    also: Option<Box<PublicKey>>,
 }
 
 impl DirectoryEntry {
@@ -45,12 +47,23 @@ impl DirectoryEntry {
             endpoints: Box::default(),
             preshared: None,
             learned: None,
+            also: None,
         }
     }
 
     /// The peer's public key.
     pub fn key(&self) -> &PublicKey {
         &self.key
+    }
+
+    /// Another public key that is the peer's while its pair is changed.
+    pub fn also(&self) -> Option<&PublicKey> {
+        self.also.as_deref()
+    }
+
+    /// Whether a public key is the peer's.
+    pub fn has_key(&self, key: &PublicKey) -> bool {
+        self.key == *key || self.also.as_deref() == Some(key)
     }
 
     /// A key that both ends mix into their handshake.
@@ -120,6 +133,8 @@ pub struct Changed {
     pub rekeyed: bool,
     /// Packets go elsewhere now.
     pub moved: bool,
+    /// Its keys are others now; sessions with one that it has no more must end.
+    pub renamed: bool,
 }
 
 /// A single address: the peer that has it and which of its addresses it is.
@@ -135,6 +150,8 @@ pub struct Directory {
     peers: Slab<DirectoryEntry>,
     hasher: DefaultHashBuilder,
     keys: HashTable<u32>,
+    /// By the other key, those that have one.
+    also_keys: HashTable<u32>,
     singles: HashTable<Place>,
     ranges4: PrefixMap<Ipv4Net, u32>,
     ranges6: PrefixMap<Ipv6Net, u32>,
@@ -172,8 +189,8 @@ impl Directory {
     /// The number of the peer of this key.
     pub fn id(&self, key: &PublicKey) -> Option<PeerId> {
         let hash = self.hasher.hash_one(key);
-        let found =
-            self.keys.find(hash, |id| self.peers.get(*id as usize).is_some_and(|peer| peer.key == *key));
+        let is = |id: &u32| self.peers.get(*id as usize).is_some_and(|peer| peer.has_key(key));
+        let found = self.keys.find(hash, is).or_else(|| self.also_keys.find(hash, is));
         found.map(|id| PeerId(*id))
     }
 
@@ -215,7 +232,9 @@ impl Directory {
     }
 
     /// Adds a peer or replaces the one of its key.
+    /// One that had one of its keys before goes on as the same peer.
     pub fn put(&mut self, peer: Peer) -> Changed {
+        let renamed = self.rename(&peer.public_key, peer.also_key.as_ref());
         let update = PeerUpdate {
             replace_allowed: true,
             allow: peer.addresses.into_iter().map(IpNet::from).collect(),
@@ -224,7 +243,56 @@ impl Directory {
             preshared: Some(peer.preshared_key.map(|key| key.0)),
             keepalive: None,
         };
-        self.update(&peer.public_key, update)
+        let mut changed = self.update(&peer.public_key, update);
+        // One that was just added has its own key alone yet.
+        changed.renamed = renamed | self.rename(&peer.public_key, peer.also_key.as_ref());
+        changed
+    }
+
+    /// Gives the peer that has one of two keys these keys; tells whether they are others now.
+    fn rename(&mut self, key: &PublicKey, also: Option<&PublicKey>) -> bool {
+        let also = also.filter(|also| *also != key);
+        let Some(id) = self.id(key).or_else(|| self.id(also?)) else { return false };
+        // Two peers never have one key: the map sees to it, and whoever has it already keeps it.
+        let also = also.filter(|also| self.id(also).is_none_or(|holder| holder == id)).copied();
+        let Some(entry) = self.peer(id) else { return false };
+        if entry.key == *key && entry.also() == also.as_ref() {
+            return false;
+        }
+        self.unlist(id);
+        if let Some(entry) = self.peers.get_mut(id.0 as usize) {
+            entry.key = *key;
+            entry.also = also.map(Box::new);
+        }
+        self.list(id);
+        true
+    }
+
+    /// Makes a peer findable by its keys.
+    fn list(&mut self, id: PeerId) {
+        let Self { peers, hasher, keys, also_keys, .. } = self;
+        let key_of = |id: &u32| peers.get(*id as usize).map_or(0, |peer| hasher.hash_one(peer.key));
+        keys.insert_unique(key_of(&id.0), id.0, key_of);
+        let also_of = |id: &u32| {
+            let also = peers.get(*id as usize).and_then(DirectoryEntry::also);
+            also.map_or(0, |also| hasher.hash_one(also))
+        };
+        if peers.get(id.0 as usize).is_some_and(|peer| peer.also.is_some()) {
+            also_keys.insert_unique(also_of(&id.0), id.0, also_of);
+        }
+    }
+
+    /// Takes a peer out of the tables of keys.
+    fn unlist(&mut self, id: PeerId) {
+        let Some(entry) = self.peers.get(id.0 as usize) else { return };
+        if let Ok(found) = self.keys.find_entry(self.hasher.hash_one(entry.key), |found| *found == id.0) {
+            found.remove();
+        }
+        if let Some(also) = entry.also()
+            && let Ok(found) = self.also_keys.find_entry(self.hasher.hash_one(also), |found| *found == id.0)
+        {
+            found.remove();
+        }
     }
 
     /// Changes a peer, or adds it.
@@ -241,7 +309,7 @@ impl Directory {
         }
         update.disallow.iter().for_each(|net| self.disallow(id, net));
         update.allow.iter().for_each(|net| self.allow(id, net));
-        let mut changed = Changed { id, rekeyed: false, moved: false };
+        let mut changed = Changed { id, rekeyed: false, moved: false, renamed: false };
         if let Some(endpoints) = update.endpoints {
             changed.moved = self.configure(id, endpoints);
         }
@@ -260,10 +328,7 @@ impl Directory {
     pub fn remove(&mut self, key: &PublicKey) -> Option<PeerId> {
         let id = self.id(key)?;
         self.disallow_all(id);
-        let hash = self.hasher.hash_one(key);
-        if let Ok(found) = self.keys.find_entry(hash, |found| *found == id.0) {
-            found.remove();
-        }
+        self.unlist(id);
         let old = self.peers.try_remove(id.0 as usize)?;
         old.places().for_each(|place| leave(&mut self.places, place));
         if let Some(unnamed) = &mut self.unnamed {
@@ -295,11 +360,9 @@ impl Directory {
     }
 
     fn add(&mut self, key: &PublicKey) -> PeerId {
-        let id = number(self.peers.insert(DirectoryEntry::new(*key)));
-        let (hasher, peers) = (&self.hasher, &self.peers);
-        let hash_of = |id: &u32| peers.get(*id as usize).map_or(0, |peer| hasher.hash_one(peer.key));
-        self.keys.insert_unique(hasher.hash_one(key), id, hash_of);
-        PeerId(id)
+        let id = PeerId(number(self.peers.insert(DirectoryEntry::new(*key))));
+        self.list(id);
+        id
     }
 
     /// Sets the configured endpoints; tells whether they are others now.

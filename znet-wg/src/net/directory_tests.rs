@@ -15,6 +15,7 @@ fn peer(n: u8, address: &str, endpoints: &[&str]) -> Peer {
         addresses: vec![address.parse().unwrap()],
         endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
         preshared_key: None,
+        also_key: None,
     }
 }
 
@@ -149,4 +150,46 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_peer_whose_keys_change_is_the_same_peer_as_long_as_it_keeps_one() {
+    let mut directory = Directory::default();
+    let with =
+        |n: u8, also: Option<u8>| Peer { also_key: also.map(key), ..peer(n, "10.0.0.1", &["192.0.2.1:1"]) };
+    let put = |directory: &mut Directory, n, also| {
+        let changed = directory.put(with(n, also));
+        (changed.id, changed.renamed)
+    };
+    let first = directory.put(with(1, None));
+    assert!(!first.renamed);
+    directory.learn(first.id, "192.0.2.9:9".parse().unwrap());
+    // Whichever stages it misses.
+    for (n, also) in [(1, Some(2)), (2, Some(1)), (2, None), (3, Some(2)), (3, None), (3, Some(4)), (4, None)]
+    {
+        assert_eq!(put(&mut directory, n, also), (first.id, true), "{n} {also:?}");
+        assert_eq!(put(&mut directory, n, also), (first.id, false));
+        let keys = (1..=4).filter(|n| directory.id(&key(*n)).is_some()).collect::<Vec<_>>();
+        let mut expected: Vec<u8> = [n].into_iter().chain(also).collect();
+        expected.sort_unstable();
+        assert_eq!(keys, expected);
+        assert_eq!(directory.peer(first.id).unwrap().learned(), Some("192.0.2.9:9".parse().unwrap()));
+    }
+    // One that keeps none is another peer.
+    let second = directory.put(with(5, Some(6))).id;
+    assert_ne!(second, first.id);
+    assert_eq!(directory.remove(&key(6)), Some(second));
+    assert!(directory.id(&key(5)).is_none() && directory.len() == 1);
+}
+
+#[test]
+fn a_key_that_another_peer_has_is_not_given_to_a_second_one() {
+    let mut directory = Directory::default();
+    let first = directory.put(peer(1, "10.0.0.1", &[])).id;
+    let second = directory.put(peer(2, "10.0.0.2", &[])).id;
+    assert_ne!(first, second);
+    let changed = directory.put(Peer { also_key: Some(key(1)), ..peer(2, "10.0.0.2", &[]) });
+    assert_eq!((changed.id, changed.renamed), (second, false));
+    assert_eq!((directory.id(&key(1)), directory.id(&key(2))), (Some(first), Some(second)));
+    assert_eq!(directory.peer(second).unwrap().also(), None);
 }

@@ -10,11 +10,11 @@ use boringtun::x25519;
 use znet_core::key::PublicKey;
 
 use super::Network;
-use super::device::{COOKIE_LEN, Device, Proof, count};
+use super::device::{COOKIE_LEN, Device, Pair, Proof, count};
 use super::early::INITIATION_LEN;
 use super::gate::Sender;
 use super::lane::Lane;
-use super::network::{Link, news};
+use super::network::{Ends, Link, news};
 use super::outbox::Path;
 use super::session::Received;
 
@@ -48,26 +48,27 @@ impl Network {
         let found = {
             let tables = self.read();
             let link = tables.links.get(&index);
-            link.and_then(|link| Some((link.clone(), tables.devices.get(&link.device)?.device.clone())))
+            link.and_then(|link| Some((link.clone(), tables.devices.get(&link.ends.device)?.device.clone())))
         };
         let Some((link, device)) = found else {
             count(&self.gate.drop_no_session, 1);
             return;
         };
-        if self.admits(&device, path, datagram, lane, now) {
+        let pair = device.pair(&link.ends.own).unwrap_or_else(|| device.current());
+        if self.admits(pair, path, datagram, lane, now) {
             self.answer(&link, &device, path, datagram, lane, now);
         }
     }
 
-    /// Whether a message for this device may be processed. Beyond the budget only who proves to be where it says is, and
+    /// Whether a message for this pair of a device may be processed. Beyond the budget only who proves to be where it says is, and
     /// everybody else is asked for that.
-    fn admits(&self, device: &Device, path: Path, datagram: &[u8], lane: &mut Lane, now: Instant) -> bool {
+    fn admits(&self, pair: &Pair, path: Path, datagram: &[u8], lane: &mut Lane, now: Instant) -> bool {
         let known = self.read().directory.knows_endpoint(&path.remote);
         if self.gate.admits(if known { Sender::Known } else { Sender::Stranger }, now) {
             return true;
         }
         let mut cookie = [0; COOKIE_LEN];
-        match device.proves_address(path.remote.ip(), datagram, &mut cookie) {
+        match pair.proves_address(path.remote.ip(), datagram, &mut cookie) {
             Proof::Given if self.gate.admits(Sender::Proved, now) => return true,
             Proof::Asked(len) => {
                 if let Some(room) = lane.outbox.room().get_mut(..len) {
@@ -105,13 +106,13 @@ impl Network {
         lane.schedule(link, &mut session, now);
         count(&device.counters.handshakes, session.handshakes() - handshakes);
         if let Some(endpoint) = news(before, &session, handshakes) {
-            lane.learned.push((link.peer, endpoint));
+            lane.learned.push((link.ends.peer, endpoint, link.index));
         }
         drop(session);
         self.flush(lane);
     }
 
-    /// Finds the session that an initiation is for, or makes it. Costs one keyed MAC a device, within the budget; nothing
+    /// Finds the session that an initiation is for, or makes it. Costs one keyed MAC a local key, within the budget; nothing
     /// is kept of a stranger.
     fn initiator(
         &self,
@@ -120,23 +121,26 @@ impl Network {
         lane: &mut Lane,
         now: Instant,
     ) -> Option<(Arc<Link>, Arc<Device>)> {
-        let device = self.addressee(datagram, now)?;
-        if !self.admits(&device, path, datagram, lane, now) {
+        let (device, pair) = self.addressee(datagram, now)?;
+        if !self.admits(&pair, path, datagram, lane, now) {
             return None;
         }
         let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
             return None;
         };
-        let secret = device.static_secret();
-        let public = x25519::PublicKey::from(*device.public_key().as_bytes());
+        let secret = pair.static_secret();
+        let public = x25519::PublicKey::from(*pair.public_key().as_bytes());
         let peer = parse_handshake_anon(secret, &public, &initiation).ok()?;
         let key = PublicKey::from_bytes(peer.peer_static_public);
-        let (id, link) = {
+        let found = {
             let tables = self.read();
-            let id = tables.directory.id(&key).filter(|_| key != *device.public_key());
-            (id, id.and_then(|id| tables.link(device.id, id).cloned()))
+            let peer = tables.directory.id(&key).filter(|_| device.pair(&key).is_none());
+            peer.map(|peer| {
+                let ends = Ends { device: device.id, peer, own: *pair.public_key(), key };
+                (ends, tables.link_between(&ends).cloned())
+            })
         };
-        let Some(id) = id else {
+        let Some((ends, link)) = found else {
             count(&self.gate.drop_stranger, 1);
             if self.read().directory.knows_endpoint(&path.remote) {
                 self.gate.keep(key, path.remote, datagram, now);
@@ -149,24 +153,26 @@ impl Network {
                 None
             }
             Some(link) => Some((link, device)),
-            None => self.make_link(device.id, id, now).map(|link| (link, device)),
+            None => self.make(ends, now).map(|link| (link, device)),
         }
     }
 
-    /// The device for whose key an initiation is.
-    fn addressee(&self, datagram: &[u8], now: Instant) -> Option<Arc<Device>> {
+    /// The device for whose key an initiation is, and the pair of that key.
+    fn addressee(&self, datagram: &[u8], now: Instant) -> Option<(Arc<Device>, Arc<Pair>)> {
         let tables = self.read();
-        if datagram.len() != INITIATION_LEN || !self.gate.admits_macs(tables.devices.len(), now) {
+        let devices = || tables.devices.values().map(|local| &local.device);
+        let keys = devices().map(|device| device.pairs().count()).sum();
+        if datagram.len() != INITIATION_LEN || !self.gate.admits_macs(keys, now) {
             count(&self.gate.drop_budget, 1);
             return None;
         }
         let (message, macs) = datagram.split_at_checked(INITIATION_LEN - 32)?;
         let mac1 = macs.get(..16)?;
-        let mut devices = tables.devices.values().map(|local| &local.device);
-        let found = devices.find(|device| device.mac1(message).as_slice() == mac1).cloned();
+        let mut pairs = devices().flat_map(|device| device.pairs().map(move |pair| (device, pair)));
+        let found = pairs.find(|(_, pair)| pair.mac1(message).as_slice() == mac1);
         if found.is_none() {
             count(&self.gate.drop_stranger, 1);
         }
-        found
+        found.map(|(device, pair)| (device.clone(), pair.clone()))
     }
 }

@@ -144,7 +144,7 @@ impl Network {
         let _: Look = held.session.look_if_due(&mut lane.outbox, now);
         lane.schedule(held.link, &mut held.session, now);
         if let Some(endpoint) = news(held.before, &held.session, held.handshakes) {
-            lane.learned.push((held.link.peer, endpoint));
+            lane.learned.push((held.link.ends.peer, endpoint, held.link.index));
         }
         let counters = &held.device.counters;
         count(&counters.handshakes, held.session.handshakes() - held.handshakes);
@@ -210,7 +210,7 @@ impl Held<'_> {
         };
         // The owner of an address is the same for all devices of the network.
         if self.source != Some(addresses.source) {
-            if tables.directory.owner(&addresses.source) != Some(self.link.peer) {
+            if tables.directory.owner(&addresses.source) != Some(self.link.ends.peer) {
                 self.sums.source += 1;
                 return;
             }
@@ -229,7 +229,7 @@ impl Held<'_> {
 
 fn hold<'t>(tables: &'t Tables, index: u32, lane: &Lane) -> Option<Held<'t>> {
     let link = tables.links.get(&index)?;
-    let device = &tables.devices.get(&link.device)?.device;
+    let device = &tables.devices.get(&link.ends.device)?.device;
     let session = link.lock();
     Some(Held {
         link,

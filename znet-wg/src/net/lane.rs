@@ -33,8 +33,8 @@ pub struct Lane {
     pub(super) coalescer: Coalescer,
     /// Looks at sessions that are to be scheduled.
     pub(super) due: Vec<(Instant, u32)>,
-    /// From where peers proved themselves, when that is news.
-    pub(super) learned: Vec<(PeerId, SocketAddr)>,
+    /// From where peers proved themselves, when that is news, and the receiver index of the session by which they did.
+    pub(super) learned: Vec<(PeerId, SocketAddr, u32)>,
 }
 
 impl Default for Lane {

@@ -11,6 +11,7 @@
 //! | `schedule` | when a session has to be looked at though it is not used |
 //! | `directory`, `allowed` | all peers: keys, addresses, endpoints |
 //! | `device` | a container's keys, addresses, figures |
+//! | `local` | a device's links: the ones in use, and while a key is changed others beside them |
 //! | `lane`, `outbox` | the buffers of one thread |
 
 mod allowed;
@@ -21,6 +22,7 @@ mod gate;
 mod handshake;
 mod inbound;
 mod lane;
+mod local;
 mod network;
 mod outbound;
 mod outbox;

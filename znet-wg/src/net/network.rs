@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use znet_core::id::ContainerId;
 use znet_core::key::PublicKey;
 
-use super::device::{Device, OwnAddresses, count};
+use super::device::{Device, count};
 use super::directory::{Directory, DirectoryEntry, PeerId, PeerUpdate};
 use super::gate::Gate;
 use super::lane::Lane;
+use super::local::Local;
 use super::outbox::Outbox;
 use super::schedule::Schedule;
 use super::session::{PeerState, Session};
@@ -36,12 +37,21 @@ pub trait Underlay: Send + Sync {
     fn due_earlier(&self, _at: Instant) {}
 }
 
+/// Between whom a link is, and by which of their keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub(super) device: ContainerId,
+    pub(super) peer: PeerId,
+    /// The device's key.
+    pub(super) own: PublicKey,
+    /// The peer's key.
+    pub(super) key: PublicKey,
+}
+
 /// The encrypted path between a local container and a peer, while it is used.
 pub(super) struct Link {
     pub(super) index: u32,
-    pub(super) device: ContainerId,
-    pub(super) peer: PeerId,
-    pub(super) key: PublicKey,
+    pub(super) ends: Ends,
     session: Mutex<Session>,
 }
 
@@ -50,32 +60,10 @@ impl Link {
         // A thread that panics ends the process, so a poisoned lock is never seen.
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A device and its links.
-pub(super) struct Local {
-    pub(super) device: Arc<Device>,
-    pub(super) links: HashMap<PeerId, Arc<Link>>,
-    /// What `wg(8)` goes on to show of sessions that ended: of a stand-alone device, which is its user's own.
-    past: HashMap<PeerId, PeerState>,
-}
-
-impl Local {
-    /// What is shown of a peer: its session, and those before.
-    fn state(&self, peer: PeerId) -> Option<PeerState> {
-        let now = self.links.get(&peer).map(|link| link.lock().state());
-        match (now, self.past.get(&peer)) {
-            (Some(now), Some(past)) => Some(now.after(past)),
-            (now, past) => now.or_else(|| past.copied()),
-        }
-    }
-
-    fn end(&mut self, peer: PeerId) -> Option<Arc<Link>> {
-        let state = (self.device.addresses == OwnAddresses::Any).then(|| self.state(peer)).flatten();
-        if let Some(state) = state {
-            self.past.insert(peer, state);
-        }
-        self.links.remove(&peer)
+    /// Whether a session was ever confirmed on it.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.lock().handshakes() > 0
     }
 }
 
@@ -87,6 +75,8 @@ pub(super) struct Tables {
     /// Whose session a receiver index is.
     pub(super) links: HashMap<u32, Arc<Link>, hashbrown::DefaultHashBuilder>,
     next_index: u32,
+    /// When the next session is renewed, so that they come one after the other.
+    pub(super) next_renewal: Option<Instant>,
     keepalive: Option<u16>,
 }
 
@@ -113,31 +103,43 @@ impl Tables {
         self.devices.get(&device)?.links.get(&peer)
     }
 
-    fn end_link(&mut self, device: ContainerId, peer: PeerId) {
-        let local = self.devices.get_mut(&device);
-        if let Some(link) = local.and_then(|local| local.end(peer)) {
-            self.links.remove(&link.index);
+    /// The link that these keys make, whether it is the one in use or not.
+    pub(super) fn link_between(&self, ends: &Ends) -> Option<&Arc<Link>> {
+        self.devices.get(&ends.device)?.all_with(ends.peer).find(|link| link.ends == *ends)
+    }
+
+    /// Ends the links with a peer that are not to be kept.
+    fn prune(&mut self, peer: PeerId, keep: impl Fn(&Link) -> bool) {
+        for local in self.devices.values_mut() {
+            for index in local.prune(peer, &keep) {
+                self.links.remove(&index);
+            }
         }
     }
 
     fn end_links(&mut self, peer: PeerId) {
-        let devices: Vec<ContainerId> = self.devices.keys().copied().collect();
-        devices.into_iter().for_each(|device| self.end_link(device, peer));
+        self.prune(peer, |_| false);
+    }
+
+    /// A session was confirmed: if it is one that is to take the place of another, it does so now.
+    fn confirmed(&mut self, index: u32) {
+        let Some(link) = self.links.get(&index) else { return };
+        if let Some(local) = self.devices.get_mut(&link.ends.device) {
+            local.confirmed(&self.directory, link);
+        }
     }
 
     /// The peer of this number is no more.
     fn forget(&mut self, peer: PeerId) {
         self.end_links(peer);
-        self.devices.values_mut().for_each(|local| {
-            local.past.remove(&peer);
-        });
+        self.devices.values_mut().for_each(|local| local.forget(peer));
     }
 
     fn end_all(&mut self, device: ContainerId) {
-        let links = self.devices.get_mut(&device).map(|local| std::mem::take(&mut local.links));
-        links.iter().flatten().for_each(|(_, link)| {
+        let Some(local) = self.devices.remove(&device) else { return };
+        for link in local.all() {
             self.links.remove(&link.index);
-        });
+        }
     }
 
     fn keepalive_of(&self, entry: &DirectoryEntry) -> Option<u16> {
@@ -171,7 +173,7 @@ impl Network {
             let mut tables = self.write();
             tables.keepalive = keepalive;
             let tables = &*tables;
-            let interval = |link: &Link| tables.keepalive_of(tables.directory.peer(link.peer)?);
+            let interval = |link: &Link| tables.keepalive_of(tables.directory.peer(link.ends.peer)?);
             tables.links.values().map(|link| (link.clone(), interval(link))).collect()
         };
         for (link, interval) in links {
@@ -219,7 +221,7 @@ impl Network {
 
     /// All sessions: which device has one with whom.
     pub fn session_keys(&self) -> Vec<(ContainerId, PublicKey)> {
-        self.read().links.values().map(|link| (link.device, link.key)).collect()
+        self.read().links.values().map(|link| (link.ends.device, link.ends.key)).collect()
     }
 
     /// Those of these peers from which an authenticated packet came within this time, to whichever device.
@@ -232,7 +234,7 @@ impl Network {
         let tables = self.read();
         let heard = |key: &PublicKey| {
             let Some(id) = tables.directory.id(key) else { return false };
-            let mut links = tables.devices.values().filter_map(|local| local.links.get(&id));
+            let mut links = tables.devices.values().flat_map(|local| local.all_with(id));
             links.any(|link| link.lock().heard_within(within, now))
         };
         peers.into_iter().filter(|key| heard(key)).copied().collect()
@@ -257,32 +259,27 @@ impl Network {
         }
     }
 
-    /// Adds a device, or replaces the settings of the one of the same container. Its sessions live on unless its key
-    /// is another now.
+    /// Adds a device, or replaces the settings of the one of the same container. Its sessions live on as long as the key that
+    /// made them is one of its own; see also [`Network::renew`].
     pub fn put_device(&self, mut device: Device) {
         let mut tables = self.write();
         let id = device.id;
-        let (mut links, mut past) = (HashMap::new(), HashMap::new());
-        if let Some(mut old) = tables.devices.remove(&id) {
-            device.succeed(&old.device);
-            if old.device.public_key() == device.public_key() {
-                links = old.links;
-            } else {
-                let peers: Vec<PeerId> = old.links.keys().copied().collect();
-                for link in peers.into_iter().filter_map(|peer| old.end(peer)) {
-                    tables.links.remove(&link.index);
+        let local = match tables.devices.remove(&id) {
+            Some(mut old) => {
+                device.succeed(&old.device);
+                for index in old.replace(Arc::new(device)) {
+                    tables.links.remove(&index);
                 }
+                old
             }
-            past = old.past;
-        }
-        tables.devices.insert(id, Local { device: Arc::new(device), links, past });
+            None => Local::new(Arc::new(device)),
+        };
+        tables.devices.insert(id, local);
     }
 
     /// Removes a device with its sessions; its keys are wiped.
     pub fn remove_device(&self, id: ContainerId) {
-        let mut tables = self.write();
-        tables.end_all(id);
-        tables.devices.remove(&id);
+        self.write().end_all(id);
     }
 
     /// Adds or replaces peers. Their sessions live on, but for those whose preshared key changed.
@@ -387,47 +384,65 @@ impl Network {
         }
     }
 
-    /// The link of a device with a peer, made if there is none.
+    /// The link of a device with a peer that is in use, made if there is none.
     pub(super) fn make_link(&self, device: ContainerId, peer: PeerId, now: Instant) -> Option<Arc<Link>> {
-        let (local, key, preshared, index) = {
-            let mut tables = self.write();
+        let ends = {
+            let tables = self.read();
             if let Some(link) = tables.link(device, peer) {
                 return Some(link.clone());
             }
+            let own = *tables.devices.get(&device)?.device.public_key();
+            Ends { device, peer, own, key: *tables.directory.peer(peer)?.key() }
+        };
+        self.make(ends, now)
+    }
+
+    /// The link that these keys make, made if there is none. The first with a peer is the one in use.
+    pub(super) fn make(&self, ends: Ends, now: Instant) -> Option<Arc<Link>> {
+        let (pair, preshared, index) = {
+            let mut tables = self.write();
+            if let Some(link) = tables.link_between(&ends) {
+                return Some(link.clone());
+            }
             let index = tables.free_index();
-            let local = tables.devices.get(&device)?;
+            let local = tables.devices.get(&ends.device)?;
             if local.links.len() >= MAX_SESSIONS_PER_DEVICE {
                 count(&local.device.counters.drop_sessions, 1);
                 return None;
             }
-            let entry = tables.directory.peer(peer)?;
-            if entry.key() == local.device.public_key() {
+            let entry = tables.directory.peer(ends.peer).filter(|entry| entry.has_key(&ends.key))?;
+            if local.is(entry) {
                 return None;
             }
-            (local.device.clone(), *entry.key(), entry.preshared().cloned(), index)
+            (local.device.pair(&ends.own)?.clone(), entry.preshared().cloned(), index)
         };
         // A key agreement, which the others need not wait for.
-        let tunn = local.tunn(&key, preshared.as_ref(), index);
+        let tunn = pair.tunn(&ends.key, preshared.as_ref(), index);
         let mut tables = self.write();
-        if let Some(link) = tables.link(device, peer) {
+        if let Some(link) = tables.link_between(&ends) {
             return Some(link.clone());
         }
         let index = if tables.links.contains_key(&index) { return None } else { index };
-        let entry = tables.directory.peer(peer).filter(|entry| *entry.key() == key)?;
+        let entry = tables.directory.peer(ends.peer).filter(|entry| entry.has_key(&ends.key))?;
         let session = Session::new(tunn, entry.endpoint(0), tables.keepalive_of(entry), now);
-        let link = Arc::new(Link { index, device, peer, key, session: Mutex::new(session) });
-        tables.devices.get_mut(&device)?.links.insert(peer, link.clone());
+        let link = Arc::new(Link { index, ends, session: Mutex::new(session) });
+        let local = tables.devices.get_mut(&ends.device)?;
+        local.device.pair(&ends.own)?;
+        local.add(link.clone());
         tables.links.insert(index, link.clone());
         drop(tables);
-        self.underlay.began(device, &key);
+        self.underlay.began(ends.device, &ends.key);
         Some(link)
     }
 
     /// Ends a link that is of no more use.
     pub(super) fn end_link(&self, link: &Link) {
         let mut tables = self.write();
-        if tables.links.get(&link.index).is_some_and(|held| held.peer == link.peer) {
-            tables.end_link(link.device, link.peer);
+        if tables.links.get(&link.index).is_some_and(|held| held.ends == link.ends) {
+            tables.links.remove(&link.index);
+            if let Some(local) = tables.devices.get_mut(&link.ends.device) {
+                local.prune(link.ends.peer, |held| held.index != link.index);
+            }
         }
     }
 
@@ -449,8 +464,9 @@ impl Network {
         }
         if !lane.learned.is_empty() {
             let mut tables = self.write();
-            for (peer, endpoint) in lane.learned.drain(..) {
+            for (peer, endpoint, index) in lane.learned.drain(..) {
                 tables.directory.learn(peer, endpoint);
+                tables.confirmed(index);
             }
         }
     }
@@ -462,9 +478,13 @@ impl Tables {
         if changed.rekeyed {
             self.end_links(changed.id);
         }
+        if changed.renamed {
+            let Some(entry) = self.directory.peer(changed.id) else { return };
+            let keys: Vec<PublicKey> = std::iter::once(entry.key()).chain(entry.also()).copied().collect();
+            self.prune(changed.id, |link| keys.contains(&link.ends.key));
+        }
         let Some(entry) = self.directory.peer(changed.id) else { return };
-        for local in self.devices.values() {
-            let Some(link) = local.links.get(&changed.id) else { continue };
+        for link in self.devices.values().flat_map(|local| local.all_with(changed.id)) {
             if changed.moved {
                 link.lock().set_endpoint(entry.endpoint(0));
             }

@@ -11,7 +11,8 @@ use super::Network;
 use super::device::{Device, count};
 use super::directory::PeerId;
 use super::lane::Lane;
-use super::network::{Link, Local, Tables};
+use super::local::Local;
+use super::network::{Link, Tables};
 use super::packet::{Addresses, CE, note_congestion};
 use super::session::{Look, Session, room_for};
 use crate::offload::{PADDING, VnetHeader, split};
@@ -151,7 +152,7 @@ impl Network {
                                 break;
                             }
                             if session.endpoint().is_none() {
-                                let entry = tables.directory.peer(link.peer);
+                                let entry = tables.directory.peer(link.ends.peer);
                                 session.set_endpoint(entry.and_then(|entry| entry.endpoint(0)));
                             }
                             held = Some(Held { link, session, destination: addresses.destination });
@@ -224,12 +225,11 @@ impl Network {
 /// The link to whoever has an address; if there is none, the peer to make one with.
 fn find<'t>(tables: &'t Tables, local: &'t Local, address: &IpAddr) -> Result<&'t Arc<Link>, Option<PeerId>> {
     let peer = tables.directory.owner(address).ok_or(None)?;
-    let own = tables.directory.peer(peer).is_some_and(|entry| entry.key() == local.device.public_key());
-    match local.links.get(&peer) {
-        _ if own => Err(None),
-        Some(link) => Ok(link),
-        None => Err(Some(peer)),
+    if let Some(link) = local.links.get(&peer) {
+        return Ok(link);
     }
+    let own = tables.directory.peer(peer).is_some_and(|entry| local.is(entry));
+    Err((!own).then_some(peer))
 }
 
 fn release(held: Option<Held<'_>>, lane: &mut Lane, now: Instant) {

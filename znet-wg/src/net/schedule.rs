@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::Network;
 use super::lane::Lane;
-use super::network::Link;
+use super::network::{Ends, Link};
 use super::session::{Look, Session};
 
 /// Sessions by the time at which they are to be looked at, named by their receiver index. A session may be in here more
@@ -86,18 +86,23 @@ impl Network {
             (Look::Expired, _) => self.expire(link, lane, now),
             (Look::Alive, Some(attempt)) => {
                 let endpoint =
-                    self.read().directory.peer(link.peer).and_then(|entry| entry.endpoint(attempt));
+                    self.read().directory.peer(link.ends.peer).and_then(|entry| entry.endpoint(attempt));
                 link.lock().set_endpoint(endpoint);
             }
             (Look::Alive, None) => {}
         }
     }
 
-    /// Ends a link. A peer that is to be kept up gets a new one, which tries again.
+    /// Ends a link. A peer that is to be kept up gets a new one, which tries again; so does one with which there is still a
+    /// session of a former key.
     fn expire(&self, link: &Arc<Link>, lane: &mut Lane, now: Instant) {
         self.end_link(link);
-        let kept = self.read().directory.peer(link.peer).is_some_and(|entry| entry.keepalive().is_some());
-        if kept && let Some(link) = self.make_link(link.device, link.peer, now) {
+        let Ends { device, peer, .. } = link.ends;
+        if self.is_outdated(device, peer) {
+            return self.renew_link(device, peer, now, lane, now);
+        }
+        let kept = self.read().directory.peer(peer).is_some_and(|entry| entry.keepalive().is_some());
+        if kept && let Some(link) = self.make_link(device, peer, now) {
             let mut session = link.lock();
             session.send_keepalive(&mut lane.outbox, now);
             lane.schedule(&link, &mut session, now);

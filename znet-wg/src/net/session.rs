@@ -50,6 +50,8 @@ const QUICK_RETRIES: [Duration; 4] = [
     Duration::from_millis(600),
     Duration::from_millis(1_500),
 ];
+/// The first of them where the peer is reached by another session meanwhile.
+const UNHURRIED: usize = 2;
 /// Size of a handshake initiation, and the least room that `Tunn` asks for.
 const HANDSHAKE_LEN: usize = 148;
 /// What a datagram has more than the packet in it.
@@ -130,6 +132,10 @@ pub struct Session {
     tx_bytes: u64,
     rx_bytes: u64,
     flush_wanted: bool,
+    /// Another session took its place: packets still come in on it, and nothing goes out.
+    retired: bool,
+    /// The interval of keepalives from before that.
+    keepalive_before: Option<Duration>,
 }
 
 impl Session {
@@ -158,6 +164,8 @@ impl Session {
             tx_bytes: 0,
             rx_bytes: 0,
             flush_wanted: false,
+            retired: false,
+            keepalive_before: None,
         }
     }
 
@@ -174,8 +182,48 @@ impl Session {
     /// Sends an empty packet when nothing was sent or received for so many seconds. Returns whether it did not at all
     /// before.
     pub fn set_keepalive(&mut self, seconds: Option<u16>) -> bool {
-        let before = std::mem::replace(&mut self.keepalive, interval(seconds));
+        let wanted = interval(seconds).filter(|_| !self.retired);
+        let before = std::mem::replace(&mut self.keepalive, wanted);
         before.is_none() && self.keepalive.is_some()
+    }
+
+    /// Begins a handshake at this time, if none is begun before. Nobody waits for it, so it is not repeated quickly.
+    pub fn initiate_at(&mut self, at: Instant) {
+        self.retry_at = Some(at);
+        self.retries = UNHURRIED;
+    }
+
+    /// Another session takes its place. What is on its way still comes in, until the keys are worn out.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.keepalive_before = self.keepalive.take();
+        self.rest();
+    }
+
+    /// The other session is gone: it is in use again.
+    pub fn revive(&mut self) {
+        if std::mem::take(&mut self.retired) {
+            self.keepalive = self.keepalive_before.take();
+        }
+    }
+
+    /// Whether another session took its place.
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Takes the place of another session, whose figures count on.
+    pub fn succeed(&mut self, past: &PeerState) {
+        self.rx_bytes += past.rx_bytes;
+        self.tx_bytes += past.tx_bytes;
+    }
+
+    /// Nothing is due any more.
+    fn rest(&mut self) {
+        self.owed = None;
+        self.first_unanswered = None;
+        self.retry_at = None;
+        self.handshaking = false;
     }
 
     /// How many handshakes in a row went unanswered.
@@ -353,6 +401,12 @@ impl Session {
         let used = self.last_sent.max(self.last_received).unwrap_or(self.began);
         if self.keepalive.is_none() && now.duration_since(used) >= IDLE_AFTER {
             return Look::Expired;
+        }
+        if self.retired {
+            self.rest();
+            self.looked = Some(now);
+            let worn = self.established.is_none_or(|(at, _)| now.duration_since(at) >= REJECT_AFTER);
+            return if worn { Look::Expired } else { Look::Alive };
         }
         let unanswered =
             self.first_unanswered.is_some_and(|since| now.duration_since(since) >= UNANSWERED_FOR);
