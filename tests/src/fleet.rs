@@ -49,7 +49,14 @@ impl FleetNode {
         let secret = token.secret.to_bytes().to_vec();
         let endpoints = vec![format!("198.51.100.{}:51820", number % 250 + 1)];
         client
-            .join(v1::JoinRequest { network, secret, name: name.clone(), endpoints, ..Default::default() })
+            .join(v1::JoinRequest {
+                network,
+                secret,
+                name: name.clone(),
+                endpoints,
+                two_keys: true,
+                ..Default::default()
+            })
             .await?;
         Ok(Self { token: token.clone(), identity, client, endpoint, name })
     }

@@ -24,7 +24,7 @@ use znet_wg::control::{Device, EngineStats, Peer, WirePrivateKey};
 use znet_wg::io::tun::{self, MAX_IFNAME};
 
 use crate::agent::{Agent, Joined};
-use crate::attach::{ask_controller, blocking, bounded, network_bytes};
+use crate::attach::{Keys, ask_controller, blocking, bounded, network_bytes};
 use crate::error::AgentError;
 use crate::host::socket::{self, DEVICE_PREFIX, PORTS_TRIED};
 use crate::local::ServedAccess;
@@ -289,9 +289,9 @@ async fn make(
 ) -> Result<(), AgentError> {
     let (network, id) = (joined.membership.network, record.id);
     let _guard = joined.lock_name(&record.name).await;
-    let held = agent.engine().device(network, id).map(|device| device.private_key.0.clone());
-    let inner_key = match held {
-        Some(key) => key,
+    let held = agent.engine().device(network, id).map(Keys::of);
+    let inner_keys = match held {
+        Some(keys) => keys,
         None => {
             let (given, key, _) = ask_controller(joined, &record.name, &[], Duration::ZERO).await?;
             if given.id != id {
@@ -299,7 +299,7 @@ async fn make(
                     format!("access point {} became container {} instead of {id}", record.name, given.id);
                 return Err(AgentError::Invalid(why));
             }
-            key
+            key.into()
         }
     };
     let outer_key = joined.state().access.kept.key(id).cloned();
@@ -308,12 +308,12 @@ async fn make(
     let agent = agent.clone();
     blocking(move || {
         let mtu = agent.mtu();
-        let device = |relay: bool, key: PrivateKey| Device {
+        let device = |relay: bool, keys: Keys| Device {
             id,
             name: device_name(network, id, relay),
-            private_key: WirePrivateKey(key),
-            also_private_key: None,
-            also_is_next: false,
+            private_key: WirePrivateKey(keys.key),
+            also_private_key: keys.also.map(WirePrivateKey),
+            also_is_next: keys.next,
             addresses: if relay { Vec::new() } else { record.addresses().collect() },
             mtu,
             relay,
@@ -322,9 +322,10 @@ async fn make(
         let mut engine = agent.engine();
         engine.remove_device(network, id);
         engine.remove_device(port.network, id);
-        for (of, device, end) in
-            [(network, device(false, inner_key), inner), (port.network, device(true, outer_key), outer)]
-        {
+        for (of, device, end) in [
+            (network, device(false, inner_keys), inner),
+            (port.network, device(true, outer_key.into()), outer),
+        ] {
             let listener = socket::wg_listener(&device.name)?;
             engine.put_device(of, device, vec![end, listener.into()])?;
         }
@@ -345,9 +346,11 @@ async fn mend(
     blocking(move || {
         let mtu = agent.mtu();
         for of in [network, port.network] {
-            let device = agent.engine().device(of, id).filter(|device| device.mtu != mtu).cloned();
+            // In one go, as its keys may be changed at the same time.
+            let mut engine = agent.engine();
+            let device = engine.device(of, id).filter(|device| device.mtu != mtu).cloned();
             if let Some(device) = device {
-                agent.engine().change_device(of, Device { mtu, ..device })?;
+                engine.change_device(of, Device { mtu, ..device })?;
             }
         }
         Ok(())

@@ -30,6 +30,7 @@ use crate::error::AgentError;
 use crate::files::{Attachment, Files, MapCache, Membership};
 use crate::host::{link, netns, socket};
 use crate::owned::OwnerLocks;
+use crate::pairs::settle_all;
 use crate::peers::Viewpoint;
 
 /// How many attachments of one network are worked on side by side; those of one name never are.
@@ -309,6 +310,7 @@ impl Agent {
             names: std::iter::repeat_with(tokio::sync::Mutex::default).take(NAME_LOCKS).collect(),
         });
         self.networks.write().unwrap_or_else(PoisonError::into_inner).insert(id, joined.clone());
+        settle_all(self, &joined);
         Ok(joined)
     }
 

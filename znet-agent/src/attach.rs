@@ -98,7 +98,7 @@ pub async fn attach(
         done = note_release(agent, joined, &order.name, false).await;
     }
     if done.is_ok() {
-        done = build(agent, joined, attachment.clone(), key).await;
+        done = build(agent, joined, attachment.clone(), key.into()).await;
     }
     if let Err(error) = done {
         take_back(agent, joined, &attachment).await;
@@ -361,12 +361,12 @@ pub(crate) async fn build(
     agent: &Arc<Agent>,
     joined: &Arc<Joined>,
     attachment: Attachment,
-    key: PrivateKey,
+    keys: Keys,
 ) -> Result<(), AgentError> {
     let (agent, joined) = (agent.clone(), joined.clone());
     blocking(move || {
         let netns = Netns::open(&attachment.netns)?;
-        let target = Target::new(&agent, &joined, &attachment, &key);
+        let target = Target::new(&agent, &joined, &attachment, &keys);
         let device_key = DeviceKey { network: joined.membership.network, container: attachment.container };
         let desired = BTreeMap::from([(device_key, target.desired.clone())]);
         let observed = BTreeMap::<DeviceKey, Observed>::new();
@@ -439,14 +439,42 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(AgentError::Invalid(error.to_string())))
 }
 
+/// The private halves of a device's pairs.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    /// Of the one in use.
+    pub(crate) key: PrivateKey,
+    /// Of the other one, while it is changed.
+    pub(crate) also: Option<PrivateKey>,
+    /// Whether that is the next one.
+    pub(crate) next: bool,
+}
+
+impl Keys {
+    /// Those that a device has.
+    pub(crate) fn of(device: &Device) -> Self {
+        Self {
+            key: device.private_key.0.clone(),
+            also: device.also_private_key.as_ref().map(|key| key.0.clone()),
+            next: device.also_is_next,
+        }
+    }
+}
+
+impl From<PrivateKey> for Keys {
+    fn from(key: PrivateKey) -> Self {
+        Self { key, also: None, next: false }
+    }
+}
+
 /// The device that an engine is told to serve for an attachment.
-pub(crate) fn device(attachment: &Attachment, key: &PrivateKey, mtu: u32) -> Device {
+pub(crate) fn device(attachment: &Attachment, keys: &Keys, mtu: u32) -> Device {
     Device {
         id: attachment.container,
         name: attachment.device.clone(),
-        private_key: WirePrivateKey(key.clone()),
-        also_private_key: None,
-        also_is_next: false,
+        private_key: WirePrivateKey(keys.key.clone()),
+        also_private_key: keys.also.clone().map(WirePrivateKey),
+        also_is_next: keys.next,
         addresses: attachment.addresses.clone(),
         mtu,
         relay: false,

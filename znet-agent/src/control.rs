@@ -23,6 +23,7 @@ use crate::agent::{Agent, Joined};
 use crate::attach::{blocking, is_ours, release_unless_attached};
 use crate::contact::Contact;
 use crate::error::AgentError;
+use crate::pairs::{offer, settle};
 use crate::peers::{Touched, keys_of};
 
 /// Acknowledgements that may wait to be sent.
@@ -128,7 +129,8 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
     let (mut client, at) = connect(&joined.places(), &agent.identity, from).await?;
     joined.endpoint.store(at, Ordering::Relaxed);
     let (asking, port) = (agent.clone(), membership.port);
-    let endpoints = tokio::task::spawn_blocking(move || asking.endpoints(port)).await.unwrap_or_default();
+    let said = move || (asking.endpoints(port), asking.engine().holds_two_keys());
+    let (endpoints, two_keys) = tokio::task::spawn_blocking(said).await.unwrap_or_default();
     let secret = joined.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let request = v1::JoinRequest {
         network: membership.network.as_bytes().to_vec(),
@@ -136,6 +138,7 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
         name: agent.options.name.to_string(),
         endpoints: endpoints.iter().map(ToString::to_string).collect(),
         verifying_key: joined.state().member.key().as_bytes().to_vec(),
+        two_keys,
     };
     let reply =
         client.join(request).await.map_err(|status| AgentError::Controller((&status).into()))?.into_inner();
@@ -323,6 +326,7 @@ async fn apply(
                 agent.wake.notify_one();
             }
             release_strangers(agent, joined, &delta.changes);
+            offer_keys(agent, joined, &delta.changes);
         }
         Event::Snapshot(part) => {
             for record in &part.records {
@@ -409,6 +413,21 @@ fn release_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>, changes: &[Change
     });
 }
 
+/// Makes new pairs for those of this node's containers that are asked for one.
+fn offer_keys(agent: &Arc<Agent>, joined: &Arc<Joined>, changes: &[Change]) {
+    let asked = changes.iter().filter_map(|change| match change {
+        Change::Put(Record::Container(record)) if record.rekey && is_ours(record, agent.node) => {
+            Some(record.name.clone())
+        }
+        _ => None,
+    });
+    let names: Vec<Name> = asked.collect();
+    if !names.is_empty() {
+        let (agent, joined) = (agent.clone(), joined.clone());
+        tokio::spawn(async move { offer(&agent, &joined, names).await });
+    }
+}
+
 /// Keeps what was applied, a delta or else the whole map, and then tells the engine of it: what the engine knows an agent
 /// that starts anew knows as well.
 async fn tell_engine(
@@ -438,6 +457,7 @@ async fn tell_engine(
             tracing::warn!(%error, "the engine did not take a change of peers");
             agent.engine().ensure(&|network| agent.all_peers(network))?;
         }
+        settle(&agent, &joined, touched.containers());
         Ok(())
     });
     told.await.unwrap_or_else(|error| Err(AgentError::Invalid(error.to_string())))

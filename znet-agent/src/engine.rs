@@ -155,6 +155,13 @@ impl Engine {
         self.client.as_ref().map(|client| client.pid)
     }
 
+    /// Whether its devices and peers may have two keys, without which no container's key can be changed. This is all that
+    /// anybody asks before that: the controller is told when the node joins, and begins no change as long as one node says no.
+    pub fn holds_two_keys(&self) -> bool {
+        // One that is started anew is of this version.
+        self.client.as_ref().is_none_or(|client| client.two_keys)
+    }
+
     /// The networks that it serves.
     pub fn networks(&self) -> &BTreeMap<NetworkId, HeldNetwork> {
         &self.networks

@@ -11,6 +11,7 @@
 //! | [`contact`] | whether the controller can be asked, and waiting until it can |
 //! | [`control`] | the control stream of one network: join, watch, apply, acknowledge |
 //! | [`peers`] | what the engine learns when a map changes |
+//! | `pairs` | changing the key pairs of containers |
 //! | [`attach`] | attaching and detaching containers |
 //! | [`owned`] | attachments on behalf of runtimes: detaching, checking and collecting by owner |
 //! | [`reconcile`] | making and carrying out plans |
@@ -37,6 +38,7 @@ pub mod files;
 pub mod host;
 pub mod local;
 pub mod owned;
+mod pairs;
 pub mod peers;
 pub mod reconcile;
 mod trust;

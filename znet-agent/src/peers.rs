@@ -36,7 +36,7 @@ impl Viewpoint {
         };
         Peer {
             public_key: container.public_key,
-            also_key: None,
+            also_key: container.also_key,
             addresses: container.addresses().collect(),
             endpoints,
             preshared_key: None,
@@ -58,9 +58,10 @@ impl Viewpoint {
             ids.extend(moved.map(|container| container.id));
         }
         let kept: BTreeSet<PublicKey> =
-            ids.iter().filter_map(|id| new.container(*id)).map(|c| c.public_key).collect();
-        let old = touched.containers.iter().filter_map(|(_, old)| *old);
-        changes.remove.extend(old.filter(|key| !kept.contains(key)));
+            ids.iter().filter_map(|id| new.container(*id)).flat_map(ContainerRecord::keys).collect();
+        // Who keeps one of its keys goes on as the same peer.
+        let gone = touched.containers.iter().filter(|(_, old)| !old.iter().any(|key| kept.contains(key)));
+        changes.remove.extend(gone.filter_map(|(_, old)| old.first().copied()));
         changes.put.extend(
             ids.iter().filter_map(|id| new.container(*id)).map(|container| self.peer(new, container)),
         );
@@ -77,18 +78,24 @@ pub fn keys_of(map: &Map, nodes: &BTreeSet<NodeId>) -> BTreeMap<PublicKey, NodeI
 /// What a list of steps touches, read off the map before they are applied.
 #[derive(Clone, Debug, Default)]
 pub struct Touched {
-    containers: Vec<(ContainerId, Option<PublicKey>)>,
+    containers: Vec<(ContainerId, Vec<PublicKey>)>,
     nodes: BTreeSet<NodeId>,
 }
 
 impl Touched {
+    /// The containers.
+    pub fn containers(&self) -> impl Iterator<Item = ContainerId> + '_ {
+        self.containers.iter().map(|(id, _)| *id)
+    }
+
     /// What the steps touch in this map.
     pub fn by(changes: &[Change], old: &Map) -> Self {
         let mut touched = Self::default();
         for change in changes {
             match change.key() {
                 RecordKey::Container(id) => {
-                    touched.containers.push((id, old.container(id).map(|container| container.public_key)));
+                    let keys = old.container(id).into_iter().flat_map(ContainerRecord::keys).collect();
+                    touched.containers.push((id, keys));
                 }
                 RecordKey::Node(id) => {
                     let before = old.node(&id).map(|node| &node.endpoints);

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use znet_api::v1;
-use znet_core::key::PrivateKey;
 use znet_core::plan::{Desired, DeviceKey, Observed, ObservedService, Step, plan};
 use znet_wg::control::Device;
 
 use crate::access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{
-    addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
+    Keys, addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
     put_attachment, release_leftovers, still_there,
 };
 use crate::engine::address_set;
@@ -22,6 +21,7 @@ use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::{link, socket};
+use crate::pairs::{offer_all, settle_attached};
 use znet_wg::io::tun::{Queues, Tun, TunError};
 
 /// How often the engine is asked whether it lives and whether namespaces are gone.
@@ -43,12 +43,17 @@ pub struct Target {
 
 impl Target {
     /// The target for an attachment.
-    pub fn new(agent: &Agent, joined: &Joined, attachment: &Attachment, key: &PrivateKey) -> Self {
+    pub(crate) fn new(agent: &Agent, joined: &Joined, attachment: &Attachment, keys: &Keys) -> Self {
         let mtu = agent.mtu();
         let routes: BTreeSet<IpNet> = joined.prefixes().into_iter().collect();
         Self {
-            desired: Desired { public_key: key.public_key(), addresses: addresses(attachment), routes, mtu },
-            device: device(attachment, key, mtu),
+            desired: Desired {
+                public_key: keys.key.public_key(),
+                addresses: addresses(attachment),
+                routes,
+                mtu,
+            },
+            device: device(attachment, keys, mtu),
             network: joined.membership.network,
             ifname: attachment.ifname.clone(),
         }
@@ -149,6 +154,7 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
         if links_too {
             release_leftovers(agent, &joined).await?;
             report_endpoints(agent, &joined).await;
+            offer_all(agent, &joined).await;
         }
         let attachments: Vec<Attachment> = {
             let state = joined.state();
@@ -261,8 +267,7 @@ async fn rebuild(
     }
     name_is_free(&attachment).await?;
     let network = joined.membership.network;
-    let held =
-        agent.engine().device(network, attachment.container).map(|device| device.private_key.0.clone());
+    let held = agent.engine().device(network, attachment.container).map(Keys::of);
     let (record, key, revision) = match held {
         Some(key) => {
             let (removing, container) = (agent.clone(), attachment.container);
@@ -279,7 +284,7 @@ async fn rebuild(
     attachment.addresses = record.addresses().collect();
     attachment.revision = revision;
     put_attachment(agent, joined, attachment.clone())?;
-    build(agent, joined, attachment, key).await
+    build(agent, joined, attachment, key.into()).await
 }
 
 /// Whatever took the name of an interface that is gone is somebody else's: it is left alone, and no controller is asked
@@ -305,7 +310,11 @@ async fn mend(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment) 
     }
     let (agent, joined) = (agent.clone(), joined.clone());
     blocking(move || match difference(&agent, &joined, &attachment)? {
-        Some((netns, target, steps)) => carry_out(&agent, &netns, &target, &steps),
+        Some((netns, target, steps)) => {
+            carry_out(&agent, &netns, &target, &steps)?;
+            // Its keys may have been changed meanwhile.
+            settle_attached(&agent, &joined, &attachment)
+        }
         None => Ok(()),
     })
     .await
@@ -322,7 +331,7 @@ pub(crate) fn difference(
 ) -> Result<Option<(Netns, Target, Vec<Step>)>, AgentError> {
     let key = DeviceKey { network: joined.membership.network, container: attachment.container };
     let Some(device) = agent.engine().device(key.network, key.container).cloned() else { return Ok(None) };
-    let target = Target::new(agent, joined, attachment, &device.private_key.0);
+    let target = Target::new(agent, joined, attachment, &Keys::of(&device));
     let netns = Netns::open(&attachment.netns)?;
     let name = attachment.ifname.clone();
     let link = netns.run(|handle| async move { link::observe(&handle, &name).await })?;

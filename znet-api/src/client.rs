@@ -18,8 +18,8 @@ use crate::error::Problem;
 use crate::rest::{
     Access, AuditRecord, ChangeControllers, ChangeNetwork, Container, Controller, CreateAccess,
     CreateNetwork, CreateOperator, CreateToken, Garbage, Health, Network, NetworkStatus, NewOperator,
-    NewToken, Node, Operator, Removed, Reservation, Reserve, RotateTls, SetControllers, SigningKeys, TlsKeys,
-    Token,
+    NewToken, Node, Operator, Removed, Reservation, Reserve, RotateKeys, RotateTls, Rotating, SetControllers,
+    SigningKeys, TlsKeys, Token,
 };
 use crate::tls::{Pin, PinMismatch, client_config, pin_mismatch};
 use crate::token::OperatorToken;
@@ -349,6 +349,14 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn remove_container(&self, network: &str, name: &str) -> Result<Removed, ClientError> {
         self.delete(&format!("/v1/networks/{network}/containers/{name}")).await
+    }
+
+    /// `POST /v1/networks/{network}/keys/rotate`
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rotate_keys(&self, network: &str, request: &RotateKeys) -> Result<Rotating, ClientError> {
+        self.call(Method::POST, &format!("/v1/networks/{network}/keys/rotate"), Some(request)).await
     }
 
     /// `GET /v1/networks/{network}/access`

@@ -155,6 +155,8 @@ impl From<&ContainerRecord> for v1::ContainerRecord {
             public_key: record.public_key.as_bytes().to_vec(),
             address6: record.address6.octets().to_vec(),
             address4: record.address4.map(|a| a.octets().to_vec()).unwrap_or_default(),
+            also_key: record.also_key.map(|key| key.as_bytes().to_vec()).unwrap_or_default(),
+            rekey: record.rekey,
         }
     }
 }
@@ -163,6 +165,10 @@ impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
     type Error = ConvertError;
 
     fn try_from(wire: &v1::ContainerRecord) -> Result<Self, ConvertError> {
+        let also_key = match wire.also_key.as_slice() {
+            [] => None,
+            bytes => Some(PublicKey::from_bytes(sized("also_key", bytes)?)),
+        };
         Ok(Self {
             id: ContainerId::new(wire.id),
             name: name(&wire.name)?,
@@ -170,6 +176,8 @@ impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
             public_key: PublicKey::from_bytes(sized("public_key", &wire.public_key)?),
             address6: sized::<16>("address6", &wire.address6)?.into(),
             address4: address4(&wire.address4)?,
+            also_key,
+            rekey: wire.rekey,
         })
     }
 }

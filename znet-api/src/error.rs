@@ -85,6 +85,8 @@ impl From<&Rejection> for Problem {
             Rejection::TooManyEndpoints { .. }
             | Rejection::UnusableEndpoint { .. }
             | Rejection::UnusableKey { .. }
+            | Rejection::LifetimeTooShort { .. }
+            | Rejection::TooManyNamed { .. }
             | Rejection::UnusablePort
             | Rejection::OutsidePrefix { .. }
             | Rejection::UnusableAddress { .. }

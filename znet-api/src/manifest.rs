@@ -79,6 +79,9 @@ pub struct ManifestNetwork {
     /// How long an ephemeral node may stay away before it is removed, as in `5m`.
     #[serde(default)]
     pub ephemeral_ttl: Option<String>,
+    /// How long a container's key pair is used before it is changed, as in `30d`; `0s` for ever.
+    #[serde(default)]
+    pub key_lifetime: Option<String>,
 }
 
 /// A join token of a manifest.

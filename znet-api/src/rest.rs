@@ -112,6 +112,10 @@ pub struct CreateNetwork {
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 3_153_600_000_i64)]
     pub ephemeral_ttl_seconds: Option<u64>,
+    /// Seconds that a container's key pair is used before it is changed, at least 60; for ever when absent or 0.
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
+    pub key_lifetime_seconds: Option<u64>,
 }
 
 /// Settings of a network that may change; what is absent stays.
@@ -130,6 +134,10 @@ pub struct ChangeNetwork {
     #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 3_153_600_000_i64)]
     pub ephemeral_ttl_seconds: Option<u64>,
+    /// Seconds that a container's key pair is used before it is changed, at least 60; 0 for ever.
+    #[serde(default, deserialize_with = "whole::optional", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
+    pub key_lifetime_seconds: Option<u64>,
 }
 
 /// A network.
@@ -154,6 +162,9 @@ pub struct Network {
     pub rest_seconds: u64,
     /// Seconds that an ephemeral node may stay away before it is removed.
     pub ephemeral_ttl_seconds: u64,
+    /// Seconds that a container's key pair is used before it is changed; for ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_lifetime_seconds: Option<u64>,
     /// When it was created.
     pub created: String,
     /// The current epoch.
@@ -384,6 +395,49 @@ pub struct Container {
     pub addresses: Vec<IpAddr>,
     /// When it was attached first.
     pub attached: String,
+    /// When its key came into use.
+    pub key_since: String,
+    /// How far the change of its key pair is; absent when it is not changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_change: Option<KeyChange>,
+}
+
+/// How far the change of a container's key pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyChange {
+    /// It will be changed: others come first, or its node is away.
+    Due,
+    /// Its node is to make a new pair.
+    Asked,
+    /// All members learn to accept the new key.
+    Offered,
+    /// The new key is in use, and the former one still accepted.
+    Promoted,
+}
+
+/// Containers whose key pairs are to be changed: some by name, those of a node, or all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateKeys {
+    /// These, by name; at most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+    /// All of this node, by name or identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// All of the network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+}
+
+/// Containers whose key pairs are being changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rotating {
+    /// Their names; empty when all of the network are.
+    pub containers: Vec<String>,
+    /// The revision of the network from which on it is so.
+    pub revision: u64,
 }
 
 /// Addresses to keep for a container.

@@ -133,6 +133,8 @@ fn container(n: u64) -> ContainerRecord {
         public_key: PublicKey::from_bytes(key),
         address6: address6(n),
         address4: Some((0x0a00_0000 + n as u32).into()),
+        also_key: None,
+        rekey: false,
     }
 }
 
@@ -238,16 +240,26 @@ fn network(containers: u64) -> Network {
         epoch: Epoch::default(),
         created: NOW,
         next_container: ContainerId::new(containers + 1),
+        key_lifetime_millis: None,
+        keys_since: None,
         controllers: Vec::new(),
         signing: None,
     };
     let nodes = (0..NODES).map(|n| {
         let NodeRecord { id, name, endpoints } = node(n);
         let token = TokenId::from_bytes([1; 8]);
-        Row::Node(Node { id, name, endpoints, lifetime: NodeLifetime::Lasting, token, joined: NOW })
+        Row::Node(Node {
+            id,
+            name,
+            endpoints,
+            lifetime: NodeLifetime::Lasting,
+            token,
+            joined: NOW,
+            two_keys: true,
+        })
     });
-    let containers =
-        (1..=containers).map(|n| Row::Container(Container { record: container(n), attached: NOW }));
+    let containers = (1..=containers)
+        .map(|n| Row::Container(Container { record: container(n), attached: NOW, keyed: None }));
     let resting =
         (1..=1_000).map(|n| Row::Resting(Resting { address: address6((1 << 40) + n).into(), until: LATER }));
     let rows = std::iter::once(Row::Network(conf)).chain(nodes).chain(containers).chain(resting);

@@ -15,6 +15,7 @@
 //! | [`map`] | records, maps, deltas, digests, signed heads, the agent's [`map::Member`] |
 //! | [`controller`] | `command + state -> changes + reply` |
 //! | [`feed`] | what leads a member's stream on from where it stands |
+//! | [`pair`] | which pairs a container's device should have |
 //! | [`plan`] | `desired + observed -> plan` for a node agent |
 
 pub mod addr;
@@ -24,5 +25,6 @@ pub mod id;
 pub mod key;
 pub mod map;
 pub mod name;
+pub mod pair;
 pub mod plan;
 pub mod time;

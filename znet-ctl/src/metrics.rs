@@ -59,6 +59,8 @@ pub struct NetworkFigures {
     pub containers: usize,
     /// Nodes that have applied a later revision than this controller knows.
     pub ahead: usize,
+    /// Containers whose key pair is being changed.
+    pub rotating: usize,
     /// Whether it takes changes.
     pub writable: bool,
 }
@@ -99,6 +101,7 @@ pub struct Metrics {
     live: Gauge,
     containers: Gauge,
     ahead: Gauge,
+    rotating: Gauge,
     revision_of: Family<NetworkLabels, Gauge>,
     nodes_of: Family<NetworkLabels, Gauge>,
     live_of: Family<NetworkLabels, Gauge>,
@@ -142,6 +145,7 @@ impl Metrics {
         r.register("nodes_live", "Nodes that live", metrics.live.clone());
         r.register("containers", "Containers of all networks", metrics.containers.clone());
         r.register("nodes_ahead", "Nodes whose map is later than the controller's", metrics.ahead.clone());
+        r.register("keys_rotating", "Containers whose key pair is being changed", metrics.rotating.clone());
         r.register("network_revision", "Revision of a network", metrics.revision_of.clone());
         r.register("network_nodes", "Nodes of a network", metrics.nodes_of.clone());
         r.register("network_nodes_live", "Nodes of a network that live", metrics.live_of.clone());
@@ -185,6 +189,7 @@ impl Metrics {
         self.live.set(sum(|network| network.live));
         self.containers.set(sum(|network| network.containers));
         self.ahead.set(sum(|network| network.ahead));
+        self.rotating.set(sum(|network| network.rotating));
         for family in [&self.revision_of, &self.nodes_of, &self.live_of, &self.containers_of] {
             family.clear();
         }

@@ -90,7 +90,7 @@ async fn join(hosted: &Hosted, node: NodeId, lifetime: NodeLifetime) {
     let token = Command::CreateToken { label: None, uses: None, expires: None, lifetime };
     let Reply::Token { secret, .. } = hosted.execute(token, WHO).await.unwrap().reply else { panic!() };
     let name = format!("n{}", node.as_bytes()[0]).parse().unwrap();
-    let join = Command::Join { secret: Some(secret), node, name, endpoints: vec![] };
+    let join = Command::Join { secret: Some(secret), node, name, endpoints: vec![], two_keys: true };
     hosted.execute(join, Actor::Node(node)).await.unwrap();
 }
 
@@ -165,8 +165,13 @@ async fn no_member_is_told_that_it_is_none_by_a_controller_that_has_not_heard_of
     let (mut etcd, dir) = (Etcd::start(), common::directory());
     let key = dir.path().join("store.key");
     let [one, two] = Controller::two_on_etcd(&etcd, dir.path(), &key).await;
-    let resume =
-        |node: NodeId| Command::Join { secret: None, node, name: "n1".parse().unwrap(), endpoints: vec![] };
+    let resume = |node: NodeId| Command::Join {
+        secret: None,
+        node,
+        name: "n1".parse().unwrap(),
+        endpoints: vec![],
+        two_keys: true,
+    };
     let mut last = None;
     for n in 0..20 {
         // At the other controller in the same moment: sooner than anything could be heard of it.

@@ -85,7 +85,7 @@ impl World {
             What::Join => {
                 let secret = if agent.lasts { &self.lasting } else { &self.ephemeral };
                 let secret = (!agent.member_of).then(|| secret.clone());
-                Command::Join { secret, node, name: agent.name.clone(), endpoints }
+                Command::Join { secret, node, name: agent.name.clone(), endpoints, two_keys: true }
             }
             What::Endpoints => Command::SetEndpoints { node, endpoints },
             What::Attach(name) => Command::Attach { node, name: name.clone(), addresses, public_key: None },

@@ -67,6 +67,8 @@ fn container(number: u64, version: u64) -> Result<Record> {
         public_key: PublicKey::from_bytes(key),
         address6: Ipv6Addr::from_bits((0xfd_u128 << 120) | u128::from(number)),
         address4: None,
+        also_key: None,
+        rekey: false,
     }))
 }
 

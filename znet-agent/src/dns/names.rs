@@ -147,6 +147,8 @@ mod tests {
             public_key: PublicKey::from_bytes([2; 32]),
             address6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host),
             address4: Some(Ipv4Addr::new(10, 77, 0, host as u8)),
+            also_key: None,
+            rekey: false,
         })
     }
 

@@ -32,6 +32,8 @@ pub struct Settings {
     pub rest: Option<Duration>,
     /// How long an ephemeral node may stay away before it is collected.
     pub ephemeral_ttl: Option<Duration>,
+    /// For how long a container's pair is used; the inner `None` for ever, which is the default.
+    pub key_lifetime: Option<Option<Duration>>,
 }
 
 /// One thing to decide.
@@ -70,6 +72,8 @@ pub enum Command {
         name: Name,
         /// Where its WireGuard port can be reached.
         endpoints: Vec<SocketAddr>,
+        /// Whether it can serve, and reach, a container that has two keys.
+        two_keys: bool,
     },
     /// Tells where a node's WireGuard port can be reached now.
     SetEndpoints {
@@ -119,6 +123,30 @@ pub enum Command {
     Unreserve {
         /// The container's name.
         name: Name,
+    },
+    /// Has the pairs of containers changed. Of one whose pair is being changed already it is a no-op.
+    RotateKeys {
+        /// Of which.
+        which: Rotate,
+    },
+    /// A node made a new pair for a container whose pair is to be changed.
+    OfferKey {
+        /// The node on which the container runs.
+        node: NodeId,
+        /// The container's name.
+        name: Name,
+        /// The public half.
+        public_key: PublicKey,
+    },
+    /// Leads changes of pairs on: the caller knows what every member has applied. Those in the lists that are at another
+    /// stage meanwhile are left alone.
+    AdvanceKeys {
+        /// The pairs of these are to be changed.
+        ask: Vec<ContainerId>,
+        /// All know the next key of these: it comes into use now.
+        promote: Vec<(ContainerId, PublicKey)>,
+        /// Nobody needs the former key of these any more.
+        settle: Vec<(ContainerId, PublicKey)>,
     },
     /// Lets a person's device into the network through a node, as a container of this name. Repeated for the same node
     /// and key it is idempotent.
@@ -177,6 +205,17 @@ pub enum Command {
     NewEpoch,
 }
 
+/// The containers whose pairs are to be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rotate {
+    /// These, at most [`MAX_NAMED`](super::MAX_NAMED).
+    Named(Vec<Name>),
+    /// All of a node.
+    Node(NodeId),
+    /// All of the network: at once as many as [`MAX_ROTATIONS`](super::MAX_ROTATIONS), then the others by and by.
+    All,
+}
+
 /// What a controller answers.
 #[derive(Debug)]
 pub enum Reply {
@@ -203,6 +242,11 @@ pub enum Reply {
     },
     /// What is kept for the name.
     Reserved(Reservation),
+    /// The pairs of these containers are to be changed, or are being changed already.
+    Rotating {
+        /// Their names; empty where all of the network are.
+        containers: Vec<Name>,
+    },
     /// The access point.
     Access(Access),
     /// The containers that went away.

@@ -52,8 +52,8 @@ impl Network {
             }
             Command::RevokeToken { token, with_nodes } => self.revoke_token(*token, *with_nodes, now),
             Command::RemoveTokens { tokens } => Ok(self.remove_tokens(tokens, now)),
-            Command::Join { secret, node, name, endpoints } => {
-                self.join(secret.as_ref(), *node, name, endpoints, now)
+            Command::Join { secret, node, name, endpoints, two_keys } => {
+                self.join(secret.as_ref(), *node, name, endpoints, *two_keys, now)
             }
             Command::SetEndpoints { node, endpoints } => self.set_endpoints(*node, endpoints),
             Command::Attach { node, name, addresses, public_key } => {
@@ -85,6 +85,9 @@ impl Network {
             }
             Command::RotateKey { statement } => self.rotate_key(statement),
             Command::RetireKeys => Ok(self.retire_keys()),
+            Command::RotateKeys { which } => self.rotate_keys(which, now),
+            Command::OfferKey { node, name, public_key } => self.offer_key(*node, name, *public_key),
+            Command::AdvanceKeys { ask, promote, settle } => Ok(self.advance_keys(ask, promote, settle, now)),
             Command::Collect { absent } => self.collect(absent, now),
             Command::NewEpoch => {
                 let after = self.conf().epoch.get().saturating_add(1);
@@ -143,8 +146,14 @@ impl Network {
         };
         let given = existing.map(|container| container.record.id).or(access.map(|access| access.record.id));
         let id = given.unwrap_or(self.conf().next_container);
-        let record = record_of(id, name, node, public_key, &chosen);
-        let container = Container { attached: existing.map_or(now, |c| c.attached), record: record.clone() };
+        let mut record = record_of(id, name, node, public_key, &chosen);
+        let mut keyed = existing.map(|_| now);
+        if let Some(old) = existing.filter(|old| old.record.public_key == public_key) {
+            // The pair that it has: a change of it that is under way goes on.
+            (record.also_key, record.rekey, keyed) = (old.record.also_key, old.record.rekey, old.keyed);
+        }
+        let attached = existing.map_or(now, |c| c.attached);
+        let container = Container { attached, keyed, record: record.clone() };
         let reply = Reply::Attached { container: record, private_key };
         if existing == Some(&container) {
             return Ok(Decision::nothing(reply));
@@ -276,6 +285,9 @@ impl Network {
     }
 
     fn configure(&self, settings: &Settings) -> Result<Decision, Rejection> {
+        if let Some(lifetime) = settings.key_lifetime {
+            super::rotation::check_lifetime(lifetime)?;
+        }
         let mut conf = self.conf().clone();
         conf.set(settings);
         check_reserved(&conf)?;
@@ -345,5 +357,7 @@ fn record_of(
         // Every network has an IPv6 prefix, so one was chosen.
         address6: address6.unwrap_or(std::net::Ipv6Addr::UNSPECIFIED),
         address4,
+        also_key: None,
+        rekey: false,
     }
 }

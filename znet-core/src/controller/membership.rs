@@ -89,15 +89,16 @@ impl Network {
         id: NodeId,
         name: &Name,
         endpoints: &[SocketAddr],
+        two_keys: bool,
         now: Timestamp,
     ) -> Result<Decision, Rejection> {
         check_endpoints(endpoints)?;
         if let Some(member) = self.node(&id) {
             let reply = Reply::Joined { name: member.name.clone() };
-            if member.endpoints == endpoints {
+            if member.endpoints == endpoints && member.two_keys == two_keys {
                 return Ok(Decision::nothing(reply));
             }
-            let node = Node { endpoints: endpoints.to_vec(), ..member.clone() };
+            let node = Node { endpoints: endpoints.to_vec(), two_keys, ..member.clone() };
             return Ok(Decision { changes: vec![StateChange::Put(Row::Node(node))], reply });
         }
         let secret = secret.ok_or(Rejection::UnknownNode { node: id })?;
@@ -113,6 +114,7 @@ impl Network {
             lifetime: token.lifetime,
             token: token.id,
             joined: now,
+            two_keys,
         };
         let reply = Reply::Joined { name: node.name.clone() };
         let used = Token { used: token.used.saturating_add(1), ..token.clone() };

@@ -12,14 +12,19 @@ pub mod liveness;
 mod membership;
 mod network;
 mod rejection;
+mod rotation;
 mod rows;
 mod trust;
 
 pub use access::MAX_ACCESSES;
-pub use command::{Command, NewNetwork, Reply, Settings};
+pub use command::{Command, NewNetwork, Reply, Rotate, Settings};
 pub use decide::Decision;
 pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKENS, Network};
 pub use rejection::Rejection;
+pub use rotation::{
+    AWAY_PATIENCE, MAX_NAMED, MAX_ROTATIONS, MIN_KEY_LIFETIME, MemberView, OTHERS_HEAR_WITHIN, Rotations,
+    SETTLE_AFTER,
+};
 pub use rows::{
     Access, AccessPoint, Container, DEFAULT_EPHEMERAL_TTL, DEFAULT_REST, NetworkConf, Node, NodeLifetime,
     Reservation, Resting, Row, RowKey, Signing, StateChange, Succeeded, Token, TokenSecret,

@@ -52,6 +52,10 @@ pub struct Network {
     container_by_name: BTreeMap<Name, ContainerId>,
     container_by_key: BTreeMap<PublicKey, ContainerId>,
     containers_of_node: BTreeSet<(NodeId, ContainerId)>,
+    /// Containers by the time since which their key is in use, but for those whose key is being changed.
+    by_key_age: BTreeSet<(Timestamp, ContainerId)>,
+    /// Containers whose key is being changed.
+    rotating: BTreeSet<ContainerId>,
     reservations: BTreeMap<Name, Reservation>,
     accesses: BTreeMap<ContainerId, Access>,
     access_by_name: BTreeMap<Name, ContainerId>,
@@ -88,7 +92,10 @@ impl Network {
             next_container: ContainerId::new(1),
             controllers: Vec::new(),
             signing: None,
+            key_lifetime_millis: None,
+            keys_since: None,
         };
+        super::rotation::check_lifetime(new.settings.key_lifetime.flatten())?;
         conf.set(&new.settings);
         super::decide::check_reserved(&conf)?;
         Ok(vec![StateChange::Put(Row::Network(conf))])
@@ -117,6 +124,8 @@ impl Network {
             container_by_name: BTreeMap::new(),
             container_by_key: BTreeMap::new(),
             containers_of_node: BTreeSet::new(),
+            by_key_age: BTreeSet::new(),
+            rotating: BTreeSet::new(),
             reservations: BTreeMap::new(),
             accesses: BTreeMap::new(),
             access_by_name: BTreeMap::new(),
@@ -248,14 +257,35 @@ impl Network {
         self.containers.values()
     }
 
+    /// The container of this identifier.
+    pub fn container(&self, id: ContainerId) -> Option<&Container> {
+        self.containers.get(&id)
+    }
+
     /// The container of this name.
     pub fn container_by_name(&self, name: &Name) -> Option<&Container> {
         self.container_by_name.get(name).and_then(|id| self.containers.get(id))
     }
 
-    /// The container that uses this public key.
+    /// The container whose public key this is, or was a moment ago, or is about to be.
     pub fn container_by_key(&self, key: &PublicKey) -> Option<&Container> {
         self.container_by_key.get(key).and_then(|id| self.containers.get(id))
+    }
+
+    /// The containers whose key is being changed.
+    pub fn rotating(&self) -> impl Iterator<Item = &Container> {
+        self.rotating.iter().filter_map(|id| self.containers.get(id))
+    }
+
+    /// How many they are.
+    pub fn rotations(&self) -> usize {
+        self.rotating.len()
+    }
+
+    /// The other containers whose key came into use at this time or before, the oldest first.
+    pub(super) fn keyed_until(&self, time: Timestamp) -> impl Iterator<Item = &Container> {
+        let range = ..=(time, ContainerId::new(u64::MAX));
+        self.by_key_age.range(range).filter_map(|(_, id)| self.containers.get(id))
     }
 
     /// The containers on a node.
@@ -369,7 +399,14 @@ impl Network {
             self.hold(address, &record.name);
         }
         self.container_by_name.insert(record.name.clone(), record.id);
-        self.container_by_key.insert(record.public_key, record.id);
+        for key in record.keys() {
+            self.container_by_key.insert(key, record.id);
+        }
+        if record.is_rotating() {
+            self.rotating.insert(record.id);
+        } else {
+            self.by_key_age.insert((container.keyed(), record.id));
+        }
         self.containers_of_node.insert((record.node, record.id));
         self.containers.insert(record.id, container);
     }
@@ -404,9 +441,13 @@ impl Network {
 
     fn forget_container(&mut self, id: ContainerId) {
         let Some(old) = self.containers.remove(&id) else { return };
+        self.rotating.remove(&id);
+        self.by_key_age.remove(&(old.keyed(), id));
         let record = old.record;
         self.container_by_name.remove(&record.name);
-        self.container_by_key.remove(&record.public_key);
+        for key in record.keys() {
+            self.container_by_key.remove(&key);
+        }
         self.containers_of_node.remove(&(record.node, id));
         self.drop_holds(&record.name, record.addresses());
     }

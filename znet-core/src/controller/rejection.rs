@@ -152,6 +152,37 @@ pub enum Rejection {
         /// The key given.
         public_key: PublicKey,
     },
+    /// Nobody asked for another key of this container.
+    #[error("the key of container {name} is not being changed; `znet-ctl key rotate` begins that")]
+    NotRotating {
+        /// The container.
+        name: Name,
+    },
+    /// A container of which the key is changed has two for a while, and not all members can do with that.
+    #[error(
+        "no key can be changed, as these nodes cannot do with a container that has two keys meanwhile: {}; upgrade their agents, restart them with --replace-engine, or remove the nodes",
+        listed(.nodes)
+    )]
+    OneKeyOnly {
+        /// The nodes, some of them if they are many.
+        nodes: Vec<Name>,
+    },
+    /// Pairs would be changed all the time.
+    #[error("a key lifetime of {} s is too short; the shortest is {} s", .got.as_secs(), .least.as_secs())]
+    LifetimeTooShort {
+        /// What was asked for.
+        got: std::time::Duration,
+        /// The shortest.
+        least: std::time::Duration,
+    },
+    /// More containers were named than one request may.
+    #[error("{got} containers were named, at most {most} can be at once; name a node, or all")]
+    TooManyNamed {
+        /// Number given.
+        got: usize,
+        /// The bound.
+        most: usize,
+    },
     /// Two prefixes or ranges of one network overlap.
     #[error("{first} and {second} overlap; the prefixes of one network must not")]
     OverlappingPrefixes {
@@ -204,6 +235,10 @@ pub enum Rejection {
     },
 }
 
+fn listed(names: &[Name]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl Rejection {
     /// A stable machine-readable code: lower case words with underscores.
     pub fn code(&self) -> &'static str {
@@ -229,6 +264,10 @@ impl Rejection {
             Self::Exhausted { .. } => "exhausted",
             Self::KeyTaken { .. } => "key_taken",
             Self::UnusableKey { .. } => "unusable_key",
+            Self::NotRotating { .. } => "not_rotating",
+            Self::OneKeyOnly { .. } => "one_key_only",
+            Self::LifetimeTooShort { .. } => "lifetime_too_short",
+            Self::TooManyNamed { .. } => "too_many_named",
             Self::OverlappingPrefixes { .. } => "overlapping_prefixes",
             Self::TooManyPrefixes { .. } => "too_many_prefixes",
             Self::UnusablePrefix { .. } => "unusable_prefix",

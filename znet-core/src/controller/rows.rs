@@ -50,6 +50,12 @@ pub struct NetworkConf {
     pub created: Timestamp,
     /// The identifier that the next new container gets; never reused.
     pub next_container: ContainerId,
+    /// For how long a container's pair is used, in milliseconds; for ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_lifetime_millis: Option<u64>,
+    /// Pairs that came into use before are to be changed, whatever their age.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_since: Option<Timestamp>,
     /// Where its controllers are, for members; empty where join tokens alone tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controllers: Vec<ControllerRecord>,
@@ -106,6 +112,11 @@ impl NetworkConf {
         Duration::from_millis(self.ephemeral_ttl_millis)
     }
 
+    /// For how long a container's pair is used; for ever when there is no such time.
+    pub fn key_lifetime(&self) -> Option<Duration> {
+        self.key_lifetime_millis.map(Duration::from_millis)
+    }
+
     /// Takes over the settings that are given.
     pub(super) fn set(&mut self, settings: &Settings) {
         if let Some(reserved) = &settings.reserved {
@@ -116,6 +127,9 @@ impl NetworkConf {
         }
         if let Some(ttl) = settings.ephemeral_ttl {
             self.ephemeral_ttl_millis = millis(ttl);
+        }
+        if let Some(lifetime) = settings.key_lifetime {
+            self.key_lifetime_millis = lifetime.map(millis);
         }
     }
 
@@ -214,6 +228,9 @@ pub struct Node {
     pub token: TokenId,
     /// When it joined.
     pub joined: Timestamp,
+    /// Whether it said that it can serve, and reach, a container that has two keys.
+    #[serde(default)]
+    pub two_keys: bool,
 }
 
 impl Node {
@@ -231,6 +248,16 @@ pub struct Container {
     pub record: ContainerRecord,
     /// When it was attached first.
     pub attached: Timestamp,
+    /// When its key came into use; absent while it has the one that it was attached with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyed: Option<Timestamp>,
+}
+
+impl Container {
+    /// When its key came into use.
+    pub fn keyed(&self) -> Timestamp {
+        self.keyed.unwrap_or(self.attached)
+    }
 }
 
 /// A name and addresses kept for a container that may come and go.

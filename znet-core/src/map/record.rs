@@ -62,9 +62,26 @@ pub struct ContainerRecord {
     pub address6: Ipv6Addr,
     /// Its IPv4 address, where the network has an IPv4 prefix.
     pub address4: Option<Ipv4Addr>,
+    /// Another public key that is the container's while its pair is changed: the next one while `rekey` is set, else the
+    /// one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also_key: Option<PublicKey>,
+    /// Its node is to make a new pair.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rekey: bool,
 }
 
 impl ContainerRecord {
+    /// The public keys that are the container's: the one in use, and while it is changed another one.
+    pub fn keys(&self) -> impl Iterator<Item = PublicKey> + use<> {
+        std::iter::once(self.public_key).chain(self.also_key)
+    }
+
+    /// Whether its pair is being changed.
+    pub fn is_rotating(&self) -> bool {
+        self.rekey || self.also_key.is_some()
+    }
+
     /// Its addresses: IPv6, then IPv4 where it has one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         both(self.address6, self.address4)
@@ -164,6 +181,13 @@ impl Record {
                     None => out.byte(0),
                     Some(a) => out.byte(1).bytes(&a.octets()),
                 };
+                // Nothing at all where nothing is changed, so that such a record has the bytes that it always had.
+                if let Some(key) = r.also_key {
+                    out.byte(1).bytes(key.as_bytes());
+                }
+                if r.rekey {
+                    out.byte(2);
+                }
             }
             Self::Access(r) => {
                 out.byte(4).bytes(&r.id.get().to_be_bytes()).text(r.name.as_str());

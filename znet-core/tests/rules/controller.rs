@@ -253,7 +253,8 @@ impl World {
             Act::Join { token, node: n, name, endpoints } => {
                 let secret = token.map(|index| self.token(index).1);
                 let expected = self.model.join(secret.as_ref(), node(n), &name, &endpoints, now);
-                let reply = self.decide(&Command::Join { secret, node: node(n), name, endpoints });
+                let reply =
+                    self.decide(&Command::Join { secret, node: node(n), name, endpoints, two_keys: true });
                 if let Some(Reply::Joined { name }) = same(reply, expected.clone().map(drop)) {
                     assert_eq!(Ok(name), expected);
                 }
@@ -319,7 +320,7 @@ impl World {
             Act::Configure { reserved, rest_secs } => {
                 let expected = self.model.configure(reserved.as_deref(), rest_secs.map(|secs| secs * 1000));
                 let rest = rest_secs.map(Duration::from_secs);
-                let settings = Settings { reserved, rest, ephemeral_ttl: None };
+                let settings = Settings { reserved, rest, ..Settings::default() };
                 same(self.decide(&Command::Configure(settings)), expected);
             }
             Act::Collect(nodes) => {

@@ -19,7 +19,13 @@ fn world() -> World {
     let token =
         Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
     let Ok(Reply::Token { secret, .. }) = world.decide(&token) else { panic!("no token") };
-    let join = Command::Join { secret: Some(secret), node: node(0), name: name("n"), endpoints: vec![] };
+    let join = Command::Join {
+        secret: Some(secret),
+        node: node(0),
+        name: name("n"),
+        endpoints: vec![],
+        two_keys: true,
+    };
     world.decide(&join).unwrap();
     world
 }
@@ -200,7 +206,13 @@ fn a_token_revoked_with_its_nodes_takes_these_along_and_no_others() {
         let name = name(&format!("t{number}"));
         let secret = Some(secret.clone());
         world
-            .decide(&Command::Join { secret, node: node(number), name: name.clone(), endpoints: vec![] })
+            .decide(&Command::Join {
+                secret,
+                node: node(number),
+                name: name.clone(),
+                endpoints: vec![],
+                two_keys: true,
+            })
             .unwrap();
         let attach = Command::Attach { node: node(number), name, addresses: vec![], public_key: None };
         world.decide(&attach).unwrap();
@@ -230,7 +242,9 @@ fn only_tokens_that_admit_nobody_any_more_are_removed() {
     let (valid, expired) = (token(Some(2), None), token(None, Some(at(0))));
     let (used, revoked) = (token(Some(1), None), token(None, None));
     let secret = Some(used.1);
-    world.decide(&Command::Join { secret, node: node(11), name: name("t"), endpoints: vec![] }).unwrap();
+    world
+        .decide(&Command::Join { secret, node: node(11), name: name("t"), endpoints: vec![], two_keys: true })
+        .unwrap();
     world.decide(&Command::RevokeToken { token: revoked.0, with_nodes: false }).unwrap();
     let tokens = vec![valid.0, expired.0, used.0, revoked.0, valid.0, used.0];
     world.decide(&Command::RemoveTokens { tokens }).unwrap();
@@ -252,6 +266,7 @@ fn a_node_name_that_is_taken_gets_a_number_and_stays_a_label() {
             node: node(n),
             name: name(wanted),
             endpoints: vec![],
+            two_keys: true,
         };
         match world.decide(&command).unwrap() {
             Reply::Joined { name } => name.to_string(),
@@ -295,7 +310,7 @@ fn rows_that_contradict_each_other_are_called_corrupt() {
     let next = rows
         .iter()
         .find_map(|row| if let Row::Network(conf) = row { Some(conf.next_container) } else { None });
-    let put = |record: ContainerRecord| Row::Container(Container { record, attached: at(1) });
+    let put = |record: ContainerRecord| Row::Container(Container { record, attached: at(1), keyed: None });
     let other = ContainerRecord {
         id: znet_core::id::ContainerId::new(0),
         name: name("b"),
@@ -366,6 +381,7 @@ fn every_rejection_has_a_code_and_a_text_that_names_what_helps() {
         node: node(7),
         name: name("x"),
         endpoints: vec![],
+        two_keys: true,
     };
     assert_eq!(world.decide(&foreign).unwrap_err(), Rejection::UnknownToken);
 }

@@ -56,7 +56,9 @@ fn node() -> impl Strategy<Value = Record> {
 
 fn container() -> impl Strategy<Value = Record> {
     let address4 = prop::option::of(0u8..3);
-    (0u64..5, name(), 0u8..3, 0u8..3, 0u16..3, address4).prop_map(|(id, name, node, key, six, four)| {
+    let keys = (0u8..3, prop::option::of(0u8..3), any::<bool>());
+    (0u64..5, name(), 0u8..3, keys, 0u16..3, address4).prop_map(|(id, name, node, keys, six, four)| {
+        let (key, also, rekey) = keys;
         Record::Container(ContainerRecord {
             id: ContainerId::new(id),
             name,
@@ -64,6 +66,8 @@ fn container() -> impl Strategy<Value = Record> {
             public_key: PublicKey::from_bytes([key; 32]),
             address6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, six),
             address4: four.map(|n| Ipv4Addr::new(10, 0, 0, n)),
+            also_key: also.map(|key| PublicKey::from_bytes([key; 32])),
+            rekey,
         })
     })
 }

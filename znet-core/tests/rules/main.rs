@@ -10,5 +10,6 @@ mod controller_model;
 mod generate;
 mod map;
 mod member;
+mod rotation;
 mod secrets;
 mod succession;

@@ -37,8 +37,7 @@ proptest! {
         let secret = TokenSecret::from_bytes(bytes);
         let node = NodeId::from_bytes([1; 32]);
         let join = Command::Join {
-            secret: Some(secret.clone()), node, name: "a".parse().unwrap(), endpoints: vec![],
-        };
+            secret: Some(secret.clone()), node, name: "a".parse().unwrap(), endpoints: vec![], two_keys: true };
         let token = Reply::Token { id: TokenId::from_bytes([2; 8]), secret: secret.clone() };
         let texts = [
             format!("{private:?} {private:#?}"),

@@ -112,14 +112,9 @@ impl Step {
                     change.reserved.as_ref().map(|ranges| format!("reserved ranges {}", list(ranges)));
                 let rest = change.rest_seconds.map(|seconds| format!("rest {seconds} s"));
                 let ttl = change.ephemeral_ttl_seconds.map(|seconds| format!("ephemeral-ttl {seconds} s"));
-                (
-                    "~",
-                    [Some("network:".to_owned()), reserved, rest, ttl]
-                        .into_iter()
-                        .flatten()
-                        .collect::<Vec<_>>()
-                        .join(" "),
-                )
+                let lifetime = change.key_lifetime_seconds.map(|seconds| format!("key-lifetime {seconds} s"));
+                let words = [Some("network:".to_owned()), reserved, rest, ttl, lifetime];
+                ("~", words.into_iter().flatten().collect::<Vec<_>>().join(" "))
             }
             Self::CreateToken(label, _) => ("+", format!("token {label}")),
             Self::Reserve(name, reserve) => ("+", format!("container {name} {}", list(&reserve.addresses))),
@@ -166,6 +161,7 @@ fn plan(manifest: &Manifest, present: &Present) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     let rest_seconds = seconds(&wanted.rest)?;
     let ephemeral_ttl_seconds = seconds(&wanted.ephemeral_ttl)?;
+    let key_lifetime_seconds = seconds(&wanted.key_lifetime)?;
     match &present.network {
         None => steps.push(Step::CreateNetwork(CreateNetwork {
             name: wanted.name.clone(),
@@ -173,6 +169,7 @@ fn plan(manifest: &Manifest, present: &Present) -> Result<Vec<Step>> {
             reserved: wanted.reserved.clone(),
             rest_seconds,
             ephemeral_ttl_seconds,
+            key_lifetime_seconds,
         })),
         Some(network) => {
             same_prefixes(&wanted.prefixes, network)?;
@@ -186,7 +183,11 @@ fn plan(manifest: &Manifest, present: &Present) -> Result<Vec<Step>> {
             let rest_seconds = rest_seconds.filter(|seconds| *seconds != network.rest_seconds);
             let present = network.ephemeral_ttl_seconds;
             let ephemeral_ttl_seconds = ephemeral_ttl_seconds.filter(|seconds| *seconds != present);
-            let change = ChangeNetwork { reserved, rest_seconds, ephemeral_ttl_seconds };
+            // Of a network whose keys are used for ever nothing is told, and 0 asks for that.
+            let present = network.key_lifetime_seconds.unwrap_or_default();
+            let key_lifetime_seconds = key_lifetime_seconds.filter(|seconds| *seconds != present);
+            let change =
+                ChangeNetwork { reserved, rest_seconds, ephemeral_ttl_seconds, key_lifetime_seconds };
             if change != ChangeNetwork::default() {
                 steps.push(Step::ChangeNetwork(change));
             }
@@ -259,6 +260,7 @@ mod tests {
             prefix4: Some("10.77.0.0/16".parse().unwrap()),
             reserved: vec![],
             rest_seconds: 60,
+            key_lifetime_seconds: None,
             ephemeral_ttl_seconds: 300,
             created: String::new(),
             epoch: 0,
@@ -302,6 +304,22 @@ mod tests {
         present.network.as_mut().unwrap().rest_seconds = 600;
         let steps = ["~ network: rest 60 s", "+ token nodes", "- container old", "+ container db 10.77.0.10"];
         assert_eq!(words(&present), steps);
+        present = there();
+        present.network.as_mut().unwrap().key_lifetime_seconds = Some(60);
+        assert!(words(&present).is_empty(), "what the manifest says nothing of stays");
+        for (text, steps) in [
+            ("1m", vec![]),
+            ("30d", vec!["~ network: key-lifetime 2592000 s"]),
+            ("0s", vec!["~ network: key-lifetime 0 s"]),
+        ] {
+            let manifest = TEXT.replace("rest =", &format!("key_lifetime = '{text}'\nrest ="));
+            let manifest = Manifest::from_toml(&manifest).unwrap();
+            let taken: Vec<_> = plan(&manifest, &present).unwrap().iter().map(Step::words).collect();
+            assert_eq!(
+                taken.iter().map(|(change, what)| format!("{change} {what}")).collect::<Vec<_>>(),
+                steps
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use znet_cli::Common;
 
 use super::access::AccessCommand;
 use super::controllers::ControllerCommand;
+use super::keys::KeyCommand;
 use super::operators::OperatorCommand;
 use super::store::StoreCommand;
 use super::tls::TlsCommand;
@@ -90,6 +91,12 @@ pub enum Command {
         after_help = "Examples:\n  znet-ctl container list acme\n  znet-ctl container show acme web --output json"
     )]
     Container(ContainerCommand),
+    /// Change the key pairs of containers
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  znet-ctl key rotate acme web db\n  znet-ctl key rotate acme --all --wait 5m"
+    )]
+    Key(KeyCommand),
     /// Keep names and addresses for containers that will come
     #[command(
         subcommand,
@@ -252,6 +259,9 @@ pub enum NetworkCommand {
         /// How long an ephemeral node may stay away before it is removed [default: 5m]
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         ephemeral_ttl: Option<Duration>,
+        /// How long a container's key pair is used before it is changed, at least 1m [default: for ever]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        key_lifetime: Option<Duration>,
         /// The join token that is made along with it
         #[command(flatten)]
         token: TokenArgs,
@@ -275,7 +285,7 @@ pub enum NetworkCommand {
         /// The network, by name or identifier
         network: String,
         /// Replace the reserved ranges by these; an empty text for none
-        #[arg(long, value_name = "PREFIX", required_unless_present_any = ["rest", "ephemeral_ttl"])]
+        #[arg(long, value_name = "PREFIX", required_unless_present_any = ["rest", "ephemeral_ttl", "key_lifetime"])]
         reserve: Option<Vec<String>>,
         /// How long a released address rests
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -283,6 +293,9 @@ pub enum NetworkCommand {
         /// How long an ephemeral node may stay away before it is removed
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         ephemeral_ttl: Option<Duration>,
+        /// How long a container's key pair is used before it is changed, at least 1m; 0s for ever
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        key_lifetime: Option<Duration>,
     },
     /// Delete a network with its nodes and containers
     #[command(after_help = "Examples:\n  znet-ctl network delete acme --yes")]

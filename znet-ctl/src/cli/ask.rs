@@ -50,6 +50,7 @@ impl Asker {
             Command::Token(command) => self.token(command).await,
             Command::Node(command) => self.node(command).await,
             Command::Container(command) => self.container(command).await,
+            Command::Key(command) => self.key(command).await,
             Command::Reservation(command) => self.reservation(command).await,
             Command::Access(command) => self.access(command).await,
             Command::Operator(command) => self.operator(command).await,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use znet_api::rest::{Container, Node, Removed, Reservation, Reserve};
+use znet_api::rest::{Container, KeyChange, Node, Removed, Reservation, Reserve};
 use znet_cli::output::{self, Format};
 
 use super::args::{ContainerCommand, NodeCommand, ReservationCommand};
@@ -11,7 +11,8 @@ use super::{Result, agree};
 
 pub(super) const NODE_HEADINGS: [&str; 7] =
     ["NODE", "STATE", "SEEN", "APPLIED", "CONTAINERS", "ENDPOINTS", "ID"];
-const CONTAINER_HEADINGS: [&str; 5] = ["CONTAINER", "NODE", "ADDRESSES", "PUBLIC KEY", "ATTACHED"];
+const CONTAINER_HEADINGS: [&str; 6] =
+    ["CONTAINER", "NODE", "ADDRESSES", "PUBLIC KEY", "KEY SINCE", "ATTACHED"];
 const RESERVATION_HEADINGS: [&str; 3] = ["CONTAINER", "ADDRESSES", "STATE"];
 
 impl Asker {
@@ -119,8 +120,25 @@ fn container_row(container: &Container) -> Vec<String> {
         container.node.clone(),
         texts(&container.addresses),
         container.public_key.clone(),
+        key_since(container),
         output::ago(&container.attached),
     ]
+}
+
+/// Since when its key is in use, and how far the change of it is.
+fn key_since(container: &Container) -> String {
+    let since = output::ago(&container.key_since);
+    container.key_change.map_or_else(|| since.clone(), |change| format!("{since}, {}", word(change)))
+}
+
+/// How far a change is, in a word.
+pub(super) fn word(change: KeyChange) -> &'static str {
+    match change {
+        KeyChange::Due => "due",
+        KeyChange::Asked => "asked",
+        KeyChange::Offered => "offered",
+        KeyChange::Promoted => "promoted",
+    }
 }
 
 fn reservation_row(kept: &Reservation) -> Vec<String> {

@@ -7,6 +7,7 @@ mod ask;
 mod controllers;
 mod files;
 mod gc;
+mod keys;
 mod members;
 mod networks;
 mod operators;

@@ -28,13 +28,23 @@ struct Created {
 impl Asker {
     pub(super) async fn network(&self, command: NetworkCommand) -> Result {
         match command {
-            NetworkCommand::Create { name, prefix, reserve, rest, ephemeral_ttl, token, no_token } => {
+            NetworkCommand::Create {
+                name,
+                prefix,
+                reserve,
+                rest,
+                ephemeral_ttl,
+                key_lifetime,
+                token,
+                no_token,
+            } => {
                 let new = CreateNetwork {
                     name,
                     prefixes: prefix,
                     reserved: reserve,
                     rest_seconds: rest.map(|rest| rest.as_secs()),
                     ephemeral_ttl_seconds: ephemeral_ttl.map(|ttl| ttl.as_secs()),
+                    key_lifetime_seconds: key_lifetime.map(|lifetime| lifetime.as_secs()),
                 };
                 self.create_network(&new, (!no_token).then_some(token)).await
             }
@@ -46,11 +56,12 @@ impl Asker {
             NetworkCommand::Show { network } => {
                 self.print_network(&self.client.network(&network).await.map_err(failed)?)
             }
-            NetworkCommand::Set { network, reserve, rest, ephemeral_ttl } => {
+            NetworkCommand::Set { network, reserve, rest, ephemeral_ttl, key_lifetime } => {
                 let change = ChangeNetwork {
                     reserved: reserve.map(ranges).transpose()?,
                     rest_seconds: rest.map(|rest| rest.as_secs()),
                     ephemeral_ttl_seconds: ephemeral_ttl.map(|ttl| ttl.as_secs()),
+                    key_lifetime_seconds: key_lifetime.map(|lifetime| lifetime.as_secs()),
                 };
                 self.print_network(&self.client.change_network(&network, &change).await.map_err(failed)?)
             }
@@ -106,6 +117,9 @@ impl Asker {
             output::line(&format!("reserved ranges: {reserved}"));
             output::line(&format!("released addresses rest {} s", network.rest_seconds));
             output::line(&format!("ephemeral nodes may stay away {} s", network.ephemeral_ttl_seconds));
+            if let Some(lifetime) = network.key_lifetime_seconds {
+                output::line(&format!("keys are changed after {lifetime} s"));
+            }
             output::line(&format!("created {}, epoch {}", network.created, network.epoch));
             print_ahead(network);
         }

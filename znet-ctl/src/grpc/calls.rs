@@ -130,6 +130,7 @@ impl Controller for Calls {
             node,
             name: name(&asked.name).map_err(|error| problem(&error))?,
             endpoints: endpoints(&asked.endpoints).map_err(|error| problem(&error))?,
+            two_keys: asked.two_keys,
         };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
         let Reply::Joined { name } = done.reply else { return Err(unexpected(&done.reply)) };
@@ -182,6 +183,21 @@ impl Controller for Calls {
         let command = Command::Detach { node, name };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
         Ok(Response::new(v1::DetachReply { revision: done.revision.get() }))
+    }
+
+    async fn offer_key(
+        &self,
+        request: Request<v1::OfferKeyRequest>,
+    ) -> Result<Response<v1::OfferKeyReply>, Status> {
+        let (node, limit) = (node(&request)?, limit(&request));
+        let asked = request.into_inner();
+        let hosted = self.network_of(node, &asked.network)?;
+        let name = name(&asked.name).map_err(|error| problem(&error))?;
+        let key = <[u8; 32]>::try_from(asked.public_key.as_slice());
+        let key = key.map_err(|_| problem(&invalid("public_key", "32 bytes expected")))?;
+        let command = Command::OfferKey { node, name, public_key: PublicKey::from_bytes(key) };
+        let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
+        Ok(Response::new(v1::OfferKeyReply { revision: done.revision.get() }))
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {

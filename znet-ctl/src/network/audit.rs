@@ -1,7 +1,7 @@
 //! The words of the audit trail.
 
-use znet_core::controller::{Command, Network, Reply};
-use znet_core::id::NodeId;
+use znet_core::controller::{Command, Network, Reply, Rotate};
+use znet_core::id::{ContainerId, NodeId};
 use znet_core::time::Timestamp;
 
 use crate::actor::Actor;
@@ -26,6 +26,9 @@ pub(super) fn action(command: &Command, actor: &Actor) -> &'static str {
         Command::OfferAccess { .. } => "access.offer",
         Command::RevokeAccess { .. } => "access.revoke",
         Command::Configure(_) => "network.change",
+        Command::RotateKeys { .. } => "key.rotate",
+        Command::OfferKey { .. } => "key.offer",
+        Command::AdvanceKeys { .. } => "key.advance",
         Command::Collect { .. } => "node.collect",
         Command::ChangeControllers { .. } => "network.controllers",
         Command::RotateKey { .. } => "network.rotate_key",
@@ -92,7 +95,33 @@ pub(super) fn note(
             let rest = settings.rest.map(|rest| format!("rest {} s", rest.as_secs()));
             let ttl = settings.ephemeral_ttl;
             let ttl = ttl.map(|ttl| format!("ephemeral nodes may stay away {} s", ttl.as_secs()));
-            [reserved, rest, ttl].into_iter().flatten().collect::<Vec<_>>().join(", ")
+            let lifetime = settings.key_lifetime.map(|lifetime| match lifetime {
+                Some(lifetime) => format!("key lifetime {} s", lifetime.as_secs()),
+                None => "no key lifetime".to_owned(),
+            });
+            [reserved, rest, ttl, lifetime].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
+        (Command::RotateKeys { which }, Reply::Rotating { containers }) => match which {
+            Rotate::All => "all containers".to_owned(),
+            Rotate::Node(node) => {
+                format!("{} containers of node {}", containers.len(), node_name(before, node))
+            }
+            Rotate::Named(_) => format!("containers {}", some(containers.iter())),
+        },
+        (Command::OfferKey { node, name, public_key }, _) => {
+            format!("container {name} on node {}: {public_key}", node_name(before, node))
+        }
+        (Command::AdvanceKeys { ask, promote, settle }, _) => {
+            let names = |word: &str, ids: &mut dyn Iterator<Item = ContainerId>| {
+                let named = some(ids.map(|id| container_name(before, id)));
+                (!named.is_empty()).then(|| format!("{word}: {named}"))
+            };
+            let stages = [
+                names("new pair asked for", &mut ask.iter().copied()),
+                names("next key in use", &mut promote.iter().map(|(id, _)| *id)),
+                names("former key gone", &mut settle.iter().map(|(id, _)| *id)),
+            ];
+            stages.into_iter().flatten().collect::<Vec<_>>().join("; ")
         }
         (Command::Collect { absent }, Reply::Removed { containers, nodes }) => {
             let names: Vec<_> = absent.iter().take(10).map(|node| node_name(before, node)).collect();
@@ -120,6 +149,19 @@ pub(super) fn note(
 
 fn node_name(network: &Network, node: &NodeId) -> String {
     network.node(node).map_or_else(|| node.to_string(), |node| node.name.to_string())
+}
+
+fn container_name(network: &Network, id: ContainerId) -> String {
+    network.container(id).map_or_else(|| id.get().to_string(), |container| container.record.name.to_string())
+}
+
+/// The first few of many, and how many more there are.
+fn some<T: ToString>(mut all: impl Iterator<Item = T>) -> String {
+    let named: Vec<String> = all.by_ref().take(10).map(|one| one.to_string()).collect();
+    match all.count() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
 }
 
 fn list<T: ToString>(items: &[T]) -> String {

@@ -317,6 +317,7 @@ impl Hosted {
             (head.head.revision.get(), network.nodes().len(), network.containers().len())
         });
         let (revision, nodes, containers) = counted.unwrap_or_default();
+        let rotating = self.read(|network, _| network.rotations()).unwrap_or_default();
         let writable = self.condition() == Condition::Serving;
         NetworkFigures {
             name: self.name.to_string(),
@@ -325,6 +326,7 @@ impl Hosted {
             live: self.presence.live(),
             containers,
             ahead: self.ahead().len(),
+            rotating,
             writable,
         }
     }

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use znet_core::controller::NodeLifetime;
 use znet_core::controller::liveness::Liveness;
+use znet_core::controller::{MemberView, NodeLifetime};
 use znet_core::id::{Epoch, NodeId, Revision};
 use znet_core::time::Timestamp;
 
@@ -148,6 +148,12 @@ impl Presence {
         let inner = self.lock();
         let live = inner.live.is_live(node, LIVE_TERM, now);
         (live, inner.last_seen.get(node).copied(), inner.applied.get(node).copied())
+    }
+
+    /// As [`Presence::of`], for the rules that depend on it.
+    pub(super) fn view(&self, node: &NodeId, now: Timestamp) -> MemberView {
+        let (live, seen, applied) = self.of(node, now);
+        MemberView { live, seen, applied }
     }
 
     /// Number of live nodes.

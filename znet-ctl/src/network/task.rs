@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use znet_api::error::Problem;
-use znet_core::controller::{Command, Network, Rejection, Row, RowKey, StateChange};
+use znet_core::controller::{Command, Network, Rejection, Rotations, Row, RowKey, StateChange};
 use znet_core::id::NodeId;
 use znet_core::map::Delta;
+use znet_core::name::Name;
 
 use super::others::Others;
 use super::suspects::{Step, Suspects};
@@ -49,6 +50,10 @@ pub(super) struct Task {
     /// The store's error since it failed.
     failed: Option<StoreError>,
     suspects: Suspects,
+    /// The changes of key pairs that are under way.
+    rotations: Rotations,
+    /// The nodes of which was told last that they hold changes up.
+    unable: Vec<Name>,
 }
 
 /// Runs until the network is stopped, and then finishes what waits.
@@ -88,11 +93,17 @@ impl Task {
                 Ok(working) => {
                     install(hosted, &working);
                     hosted.set_condition(Condition::Serving);
+                    let rotations = Rotations::new(hosted.common.clock.now());
+                    let alone = hosted.common.store.shared().is_none();
+                    let rotations = if alone { rotations } else { rotations.among_others() };
+                    let suspects = Suspects::default();
                     return Some(Self {
                         hosted: hosted.clone(),
                         working,
                         failed: None,
-                        suspects: Suspects::default(),
+                        suspects,
+                        rotations,
+                        unable: Vec::new(),
                     });
                 }
                 Err(StoreError::UnknownNetwork { .. }) => {
@@ -142,14 +153,37 @@ impl Task {
         let absent = hosted.overdue().await;
         let Step { ask, collect: absent } = self.suspects.step_for(&hosted, &absent);
         others.ask(&hosted, &ask).await;
-        if !absent.is_empty() && self.failed.is_none() {
+        if !absent.is_empty() {
+            self.command(Command::Collect { absent }).await;
+        }
+        let next = self.rotations.next(&self.working, |node| hosted.presence.view(node, now), now);
+        self.tell_held_up();
+        if let Some(next) = next {
+            self.command(next).await;
+        }
+    }
+
+    /// Says, once, that keys are not changed by age, and because of whom.
+    fn tell_held_up(&mut self) {
+        let unable = self.rotations.held_up_by();
+        if unable == self.unable {
+            return;
+        }
+        self.unable = unable.to_vec();
+        if !unable.is_empty() {
+            let nodes: Vec<String> = unable.iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                network = %self.hosted.name, nodes = nodes.join(", "),
+                "keys are due to be changed and are not, as these nodes cannot do with a container that has two keys meanwhile"
+            );
+        }
+    }
+
+    /// Has a command of the controller's own decided.
+    async fn command(&mut self, command: Command) {
+        if self.failed.is_none() {
             let (answer, _) = oneshot::channel();
-            self.batch(vec![Request {
-                command: Command::Collect { absent },
-                actor: Actor::Controller,
-                answer,
-            }])
-            .await;
+            self.batch(vec![Request { command, actor: Actor::Controller, answer }]).await;
         }
     }
 

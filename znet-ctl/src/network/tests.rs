@@ -58,7 +58,7 @@ async fn join(hosted: &Hosted, node: NodeId, lifetime: NodeLifetime) {
     let token = Command::CreateToken { label: None, uses: None, expires: None, lifetime };
     let Reply::Token { secret, .. } = hosted.execute(token, WHO).await.unwrap().reply else { panic!() };
     let name = format!("n{}", node.as_bytes()[0]).parse().unwrap();
-    let join = Command::Join { secret: Some(secret), node, name, endpoints: vec![] };
+    let join = Command::Join { secret: Some(secret), node, name, endpoints: vec![], two_keys: true };
     hosted.execute(join, Actor::Node(node)).await.unwrap();
 }
 
@@ -190,7 +190,13 @@ async fn a_store_that_fails_makes_a_network_read_only_until_it_is_back() {
     assert_eq!(refused, CommandError::Store(full));
     assert_eq!(Problem::from(&refused).status, 507);
     // What needs no write is answered, and what is there can be read.
-    let rejoin = Command::Join { secret: None, node: A, name: "n1".parse().unwrap(), endpoints: vec![] };
+    let rejoin = Command::Join {
+        secret: None,
+        node: A,
+        name: "n1".parse().unwrap(),
+        endpoints: vec![],
+        two_keys: true,
+    };
     assert!(!red.execute(rejoin, Actor::Node(A)).await.unwrap().changed);
     assert_eq!(red.read(|network, _| network.containers().len()).unwrap(), 1);
     let mut agent = Agent::new(&red, A);

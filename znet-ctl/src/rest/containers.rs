@@ -8,6 +8,7 @@ use znet_api::rest::{Container, Removed, rfc3339};
 use znet_core::controller::{self as core, Command, Network};
 
 use super::auth::Caller;
+use super::keys::change_of;
 use super::nodes::removed;
 use super::problem::{Answer, Failed, name, unknown};
 use crate::actor::Role;
@@ -22,6 +23,8 @@ fn describe(network: &Network, container: &core::Container) -> Container {
         public_key: record.public_key.to_string(),
         addresses: record.addresses().collect(),
         attached: rfc3339(container.attached),
+        key_since: rfc3339(container.keyed()),
+        key_change: change_of(network, container),
     }
 }
 

@@ -11,6 +11,7 @@ mod auth;
 mod containers;
 mod controllers;
 mod garbage;
+mod keys;
 mod networks;
 mod nodes;
 mod operators;
@@ -83,6 +84,7 @@ fn described() -> (Router<Arc<Hub>>, OpenApi) {
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(containers::list))
         .routes(routes!(containers::show, containers::remove))
+        .routes(routes!(keys::rotate))
         .routes(routes!(reservations::list))
         .routes(routes!(reservations::put, reservations::remove))
         .routes(routes!(access::list))

@@ -1,6 +1,7 @@
 //! Networks: the unit of isolation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -21,6 +22,7 @@ fn settings_of(asked: ChangeNetwork) -> Result<Settings, Failed> {
         reserved: asked.reserved,
         rest: time("rest_seconds", asked.rest_seconds)?,
         ephemeral_ttl: time("ephemeral_ttl_seconds", asked.ephemeral_ttl_seconds)?,
+        key_lifetime: lifetime(asked.key_lifetime_seconds)?,
     })
 }
 
@@ -38,6 +40,7 @@ pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
             reserved: conf.reserved.clone(),
             rest_seconds: conf.rest().as_secs(),
             ephemeral_ttl_seconds: conf.ephemeral_ttl().as_secs(),
+            key_lifetime_seconds: conf.key_lifetime().map(|lifetime| lifetime.as_secs()),
             created: rfc3339(conf.created),
             epoch: conf.epoch.get(),
             revision: head.head.revision.get(),
@@ -47,6 +50,15 @@ pub(super) fn describe(hosted: &Hosted) -> Result<Network, Failed> {
         }
     });
     Ok(described?)
+}
+
+/// A lifetime of keys; 0 stands for ever.
+fn lifetime(asked: Option<u64>) -> Result<Option<Option<Duration>>, Failed> {
+    let read = |n: u64| match n {
+        0 => Ok(None),
+        n => seconds("key_lifetime_seconds", n).map(Some),
+    };
+    asked.map(read).transpose()
 }
 
 /// All networks within the token's scope, by name.
@@ -81,6 +93,7 @@ pub(super) async fn create(
         reserved: Some(asked.reserved),
         rest_seconds: asked.rest_seconds,
         ephemeral_ttl_seconds: asked.ephemeral_ttl_seconds,
+        key_lifetime_seconds: asked.key_lifetime_seconds,
     };
     let settings = settings_of(settings)?;
     let new = NewNetwork { name: name(&asked.name)?, prefixes: asked.prefixes, settings };

@@ -423,6 +423,8 @@ fn conf(network: NetworkId, name: &str) -> Result<Row, Broken> {
         epoch: Epoch::new(3),
         created: now(),
         next_container: ContainerId::new(1),
+        key_lifetime_millis: None,
+        keys_since: None,
         controllers: Vec::new(),
         signing: None,
     }))

@@ -90,7 +90,7 @@ const OPERATOR: &str = r#"{"note":"ci","role":"read"}"#;
 const ACCESS: &str = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="}"#;
 
 /// All routes. The network goes last.
-pub(crate) const ROUTES: [Route; 44] = [
+pub(crate) const ROUTES: [Route; 45] = [
     route("GET", "/healthz", Takes::Nothing, "", "", 200),
     route("GET", "/openapi.json", Takes::Nothing, "", "", 200),
     route("GET", "/metrics", READ_ALL, "", "", 200),
@@ -126,6 +126,7 @@ pub(crate) const ROUTES: [Route; 44] = [
     route("GET", "/v1/networks/{network}/containers", READ, "", "", 200),
     route("GET", "/v1/networks/{network}/containers/{name}", READ, "web", "", 200),
     route("DELETE", "/v1/networks/{network}/containers/{name}", DEPLOY, "none", "", 404),
+    route("POST", "/v1/networks/{network}/keys/rotate", DEPLOY, "", r#"{"containers":["web"]}"#, 200),
     route("GET", "/v1/networks/{network}/reservations", READ, "", "", 200),
     route("PUT", "/v1/networks/{network}/reservations/{name}", DEPLOY, "db", "{}", 200),
     route("DELETE", "/v1/networks/{network}/reservations/{name}", DEPLOY, "none", "", 204),
@@ -247,6 +248,7 @@ impl World {
             node: NODE,
             name: "n1".parse().unwrap(),
             endpoints: vec!["192.0.2.7:51820".parse().unwrap()],
+            two_keys: true,
         };
         hosted.execute(join, Actor::Node(NODE)).await.unwrap();
         let attach =

@@ -31,6 +31,8 @@ fn zone(network: &str, six: &str, four: Option<&str>, containers: &[&str]) -> Zo
             public_key: PublicKey::from_bytes([2; 32]),
             address6: Ipv6Addr::from(u128::from(prefix6.network()) + u128::from(number)),
             address4: prefix4.map(|prefix| Ipv4Addr::from(u32::from(prefix.network()) + number)),
+            also_key: None,
+            rekey: false,
         })));
     }
     let directory = Arc::new(Directory::default());
@@ -205,6 +207,8 @@ fn answers_follow_the_map() {
         public_key: PublicKey::from_bytes([2; 32]),
         address6: "fd77:7777:7777::99".parse().unwrap(),
         address4: Some(Ipv4Addr::new(10, 77, 0, 99)),
+        also_key: None,
+        rekey: false,
     };
     zone.directory.apply(&[Change::Put(MapRecord::Container(record))], Revision::new(10));
     assert_eq!(ask(&zones, "new.acme.znet.", RecordType::A), found(&["10.77.0.99"]));

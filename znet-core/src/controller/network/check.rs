@@ -15,7 +15,7 @@ impl Network {
         if self.container_by_name.len() != count {
             return corrupt("two containers have one name".to_owned());
         }
-        if self.container_by_key.len() != count {
+        if self.container_by_key.len() != self.containers.values().flat_map(|c| c.record.keys()).count() {
             return corrupt("two containers have one public key".to_owned());
         }
         if self.node_by_name.len() != self.nodes.len() {
