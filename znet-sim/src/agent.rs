@@ -12,6 +12,7 @@ use znet_core::map::{
     Change, ContainerRecord, Delta, Head, Map, Member, Record, RecordKey, Refusal, SignedHead,
 };
 use znet_core::name::Name;
+use znet_core::pair::Held;
 use znet_core::plan::{DeviceKey, Observed, plan};
 use znet_core::time::Timestamp;
 
@@ -70,6 +71,10 @@ pub(crate) struct Agent {
     pub(crate) calls: BTreeMap<Serial, What>,
     // On its host.
     pub(crate) host: BTreeMap<DeviceKey, Observed>,
+    /// In its engine, which outlives it.
+    pub(crate) pairs: BTreeMap<ContainerId, Held>,
+    /// Whether it started from a map older than one that it had applied, and has no newer one yet.
+    pub(crate) fell_back: bool,
 }
 
 impl Agent {
@@ -103,6 +108,8 @@ impl Agent {
             pause: FIRST_PAUSE,
             calls: BTreeMap::new(),
             host: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            fell_back: false,
         }
     }
 
@@ -126,10 +133,11 @@ impl Agent {
             return Err(self.state());
         }
         for (record, _) in self.attachments.values() {
-            if map.container(record.id) != Some(record) {
+            if !map.container(record.id).is_some_and(|mapped| Self::is_same(record, mapped)) {
                 return Err(format!("{} is attached and not so in the map", record.name));
             }
         }
+        self.pairs_settled()?;
         match plan(&self.desired(), &self.host).first() {
             Some(step) => Err(format!("its host is not as it should be: {step}")),
             None => Ok(()),
@@ -152,6 +160,7 @@ impl Agent {
 
     /// Reads what is on the disk into a new memory.
     fn wake(&mut self) -> Result<(), Refusal> {
+        let had = self.position();
         self.member = Member::new(self.member.network(), self.key);
         (self.conn, self.ready, self.pause, self.had) = (None, false, FIRST_PAUSE, None);
         self.parts.clear();
@@ -159,7 +168,9 @@ impl Agent {
         if let Some((records, head)) = &self.kept.base {
             self.member.apply_snapshot(records.iter().cloned(), head)?;
         }
-        self.kept.deltas.iter().try_for_each(|(delta, head)| self.member.apply_delta(delta, head))
+        let read = self.kept.deltas.iter().try_for_each(|(delta, head)| self.member.apply_delta(delta, head));
+        self.fell_back |= self.position() < had;
+        read
     }
 
     /// Is no member any more.
@@ -264,6 +275,7 @@ impl World {
             self.say(conn, Say::Heartbeat);
         }
         self.release_leftovers(who);
+        self.offer_pairs(who);
         self.queue.after(HEARTBEAT, Event::Beat { who, life });
     }
 
@@ -379,10 +391,12 @@ impl World {
         for name in &withdrawn {
             agent.attachments.remove(name);
         }
+        agent.fell_back &= agent.conn.is_none();
         let (life, first) = (agent.life, agent.conn.is_some() && !std::mem::replace(&mut agent.ready, true));
         if !withdrawn.is_empty() {
             self.queue.after(Duration::ZERO, Event::Reconcile { who, life });
         }
+        self.settle_pairs(who, changes);
         match changes {
             Some(changes) if !first => self.release_strangers(who, changes),
             _ => self.release_leftovers(who),

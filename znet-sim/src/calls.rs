@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use znet_core::controller::{Command, Reply};
 use znet_core::id::Revision;
+use znet_core::key::PublicKey;
 use znet_core::map::ContainerRecord;
 use znet_core::name::Name;
 
@@ -23,13 +24,14 @@ pub(crate) enum What {
     Endpoints,
     Attach(Name),
     Detach(Name),
+    Offer(Name, PublicKey),
 }
 
 impl What {
     /// The container that it is about.
     pub(crate) fn name(&self) -> Option<&Name> {
         match self {
-            Self::Attach(name) | Self::Detach(name) => Some(name),
+            Self::Attach(name) | Self::Detach(name) | Self::Offer(name, _) => Some(name),
             Self::Join | Self::Endpoints => None,
         }
     }
@@ -90,6 +92,9 @@ impl World {
             What::Endpoints => Command::SetEndpoints { node, endpoints },
             What::Attach(name) => Command::Attach { node, name: name.clone(), addresses, public_key: None },
             What::Detach(name) => Command::Detach { node, name: name.clone() },
+            What::Offer(name, public_key) => {
+                Command::OfferKey { node, name: name.clone(), public_key: *public_key }
+            }
         }
     }
 
@@ -152,6 +157,7 @@ impl World {
         let gone = agent.member.revision() >= revision && !self.sees(who, record.id);
         let agent = &mut self.agents[who];
         if agent.member_of && !gone {
+            agent.given(&record);
             agent.attachments.insert(name, (record, revision));
         }
         let life = agent.life;

@@ -112,6 +112,9 @@ impl World {
 
     /// An operator wants something of the controller.
     fn operate(&mut self) {
+        if self.chance(self.scenario.keys_changed) {
+            return self.rotate();
+        }
         let who = self.rng.random_range(0..self.agents.len());
         self.here = self.rng.random_range(0..self.sites.len());
         let agent = &self.agents[who];

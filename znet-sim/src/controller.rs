@@ -6,17 +6,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rand::RngExt as _;
-use znet_core::controller::{Command, Network, NodeLifetime, Row, RowKey, StateChange};
+use znet_core::controller::{
+    Command, MemberView, Network, NodeLifetime, Rotations, Row, RowKey, StateChange,
+};
 use znet_core::feed::{Logged, Ring};
 use znet_core::id::{NodeId, Revision};
 use znet_core::map::{Delta, SignedHead};
+use znet_core::time::Timestamp;
 
 use crate::calls::Answer;
 use crate::disk::Frame;
 use crate::model::{Effect, Op};
 use crate::planted::{self, Bug};
 use crate::queue::{Event, Serial, Who};
-use crate::streams::{Shared, Stream};
+use crate::streams::{LIVE_TERM, Shared, Stream};
 use crate::world::World;
 
 /// As in the controller: commands that may wait, commands of one commit, pauses.
@@ -59,11 +62,30 @@ pub(crate) struct Up {
     /// What a planted bug remembers of a commit that failed.
     unfinished: Option<Batch>,
     pub(crate) streams: BTreeMap<Who, Stream>,
+    /// When members gave a sign of life, and what they have applied.
+    pub(crate) members: BTreeMap<NodeId, (Timestamp, Option<Revision>)>,
+    rotations: Rotations,
 }
 
 impl Up {
     pub(crate) fn committed(&self) -> &Network {
         &self.committed
+    }
+
+    /// What is to be done about keys that are being changed.
+    pub(crate) fn next_change(&mut self, bug: Option<Bug>, now: Timestamp) -> Option<Command> {
+        if self.failed || self.batch.is_some() {
+            return None;
+        }
+        let (members, published) = (&self.members, self.committed.revision());
+        let view = |node: &NodeId| match members.get(node) {
+            Some((seen, applied)) => {
+                let applied = if bug == Some(Bug::KeysUnheard) { Some(published) } else { *applied };
+                MemberView { live: seen.plus(LIVE_TERM) > now, seen: Some(*seen), applied }
+            }
+            None => MemberView::default(),
+        };
+        self.rotations.next(&self.committed, view, now)
     }
 
     /// Whether it waits for nothing.
@@ -94,6 +116,8 @@ impl World {
             failed: false,
             unfinished: None,
             streams: BTreeMap::new(),
+            members: BTreeMap::new(),
+            rotations: Rotations::new(self.queue.now()),
         });
         // While there was no controller nobody could be seen: a full term for everybody.
         let now = self.now();
@@ -182,6 +206,7 @@ impl World {
         if !absent.is_empty() && !up.failed && up.batch.is_none() {
             self.submit(Waiting { from: None, command: Rc::new(Command::Collect { absent }) });
         }
+        self.lead_changes();
     }
 
     /// A command came in.

@@ -28,8 +28,8 @@ impl Agent {
         let network = self.member.network();
         let device = |record: &znet_core::map::ContainerRecord| {
             let addresses = record.addresses().collect();
-            let should =
-                Desired { public_key: record.public_key, addresses, routes: routes.clone(), mtu: MTU };
+            let public_key = self.pairs.get(&record.id).map_or(record.public_key, |pair| pair.key);
+            let should = Desired { public_key, addresses, routes: routes.clone(), mtu: MTU };
             (DeviceKey { network, container: record.id }, should)
         };
         self.attachments.values().map(|(record, _)| device(record)).collect()

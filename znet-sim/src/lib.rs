@@ -22,6 +22,7 @@ mod disk;
 mod host;
 mod model;
 mod net;
+mod pairs;
 mod planted;
 mod queue;
 mod scenario;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use znet_core::controller::{Command, Reply, Reservation, Row};
 use znet_core::id::{ContainerId, NodeId, Revision};
+use znet_core::key::PublicKey;
 use znet_core::map::{ContainerRecord, Head};
 use znet_core::name::Name;
 use znet_core::time::Timestamp;
@@ -21,17 +22,33 @@ pub(crate) struct Op {
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     Attached(ContainerRecord),
-    Removed { containers: Vec<ContainerId>, nodes: Vec<NodeId> },
+    Removed {
+        containers: Vec<ContainerId>,
+        nodes: Vec<NodeId>,
+    },
     Joined(NodeId),
     Reserved(Reservation),
     Unreserved(Name),
+    /// The keys of these are to be changed.
+    Asked(Vec<Name>),
+    Offered(Name, PublicKey),
+    /// Other keys are asked for, the next keys of these come into use, the former ones of those go.
+    Advanced(Vec<ContainerId>, Keyed, Keyed),
     Other,
 }
+
+/// Containers, each with the key that is meant.
+type Keyed = Vec<(ContainerId, PublicKey)>;
 
 impl Effect {
     pub(crate) fn of(command: &Command, reply: &Reply) -> Self {
         match (command, reply) {
             (Command::Join { node, .. }, _) => Self::Joined(*node),
+            (_, Reply::Rotating { containers }) => Self::Asked(containers.clone()),
+            (Command::OfferKey { name, public_key, .. }, _) => Self::Offered(name.clone(), *public_key),
+            (Command::AdvanceKeys { ask, promote, settle }, _) => {
+                Self::Advanced(ask.clone(), promote.clone(), settle.clone())
+            }
             (_, Reply::Reserved(reservation)) => Self::Reserved(reservation.clone()),
             (Command::Unreserve { name }, _) => Self::Unreserved(name.clone()),
             (_, Reply::Attached { container, .. }) => Self::Attached(container.clone()),
@@ -109,7 +126,51 @@ impl Model {
                 self.release(name, op.at);
                 Ok(())
             }
+            Effect::Asked(names) => {
+                let asked = |record: &&mut ContainerRecord| names.contains(&record.name);
+                self.containers.values_mut().filter(asked).for_each(ask);
+                Ok(())
+            }
+            Effect::Offered(name, key) => self.offered(name, *key),
+            Effect::Advanced(asked, promoted, settled) => {
+                self.advanced(asked, promoted, settled);
+                Ok(())
+            }
             Effect::Other => Ok(()),
+        }
+    }
+
+    /// A node's new key is a container's second one, and nobody else's.
+    fn offered(&mut self, name: &Name, key: PublicKey) -> Checked {
+        if let Some(other) = self.containers.values().find(|other| other.keys().any(|taken| taken == key)) {
+            return Err(format!("{name} was promised a key of {}", other.name));
+        }
+        match self.containers.values_mut().find(|record| record.name == *name && record.rekey) {
+            Some(record) => {
+                record.also_key = Some(key);
+                Ok(())
+            }
+            None => Err(format!("{name} was promised another key, and nobody had asked for it")),
+        }
+    }
+
+    fn advanced(&mut self, asked: &[ContainerId], promoted: &Keyed, settled: &Keyed) {
+        for id in asked {
+            self.containers.get_mut(id).into_iter().for_each(ask);
+        }
+        let at = |record: &ContainerRecord, also: PublicKey, rekey: bool| {
+            record.also_key == Some(also) && record.rekey == rekey
+        };
+        for (id, next) in promoted {
+            if let Some(record) = self.containers.get_mut(id).filter(|record| at(record, *next, true)) {
+                record.also_key = Some(std::mem::replace(&mut record.public_key, *next));
+                record.rekey = false;
+            }
+        }
+        for (id, former) in settled {
+            if let Some(record) = self.containers.get_mut(id).filter(|record| at(record, *former, false)) {
+                record.also_key = None;
+            }
         }
     }
 
@@ -157,7 +218,7 @@ impl Model {
     fn attached(&mut self, record: &ContainerRecord, at: Timestamp) -> Checked {
         record.addresses().try_for_each(|address| self.give(&record.name, address, at))?;
         let others = || self.containers.values().filter(|other| other.id != record.id);
-        if let Some(other) = others().find(|other| other.public_key == record.public_key) {
+        if let Some(other) = others().find(|other| other.keys().any(|key| key == record.public_key)) {
             return Err(format!("{} has the public key of {}", record.name, other.name));
         }
         if let Some(other) = others().find(|other| other.name == record.name) {
@@ -238,4 +299,9 @@ impl Model {
     pub(crate) fn containers(&self) -> &BTreeMap<ContainerId, ContainerRecord> {
         &self.containers
     }
+}
+
+/// Asks for another key of a container, unless one is on its way.
+fn ask(record: &mut ContainerRecord) {
+    record.rekey |= record.also_key.is_none();
 }

@@ -17,6 +17,8 @@ pub enum Bug {
     LostTombstone,
     /// The controller answers when its commit is written, and not when it is durable.
     AcknowledgedBeforeSync,
+    /// The controller takes it that members have applied whatever was published, when it leads a change of keys on.
+    KeysUnheard,
 }
 
 /// The changes of a decision as they are committed.

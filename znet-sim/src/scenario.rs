@@ -24,6 +24,8 @@ pub(crate) struct Scenario {
     pub(crate) troubled: Duration,
     /// Between two wishes of a node.
     pub(crate) work_every: u64,
+    /// Wishes of an operator that are for other keys.
+    pub(crate) keys_changed: u32,
     /// Revisions that the store's log keeps.
     pub(crate) log_kept: usize,
     pub(crate) delay: RangeInclusive<u64>,
@@ -63,6 +65,7 @@ impl Scenario {
         let (drop, duplicate, reorder) = (rate(10), rate(50), rate(50));
         let (commit_refused, commit_lies, flush_fails) = (rate(50), rate(50), rate(30));
         let (keep_fails, step_fails) = (rate(50), rate(50));
+        let keys_changed = rate(500);
         let slowest = *[5, 50, 400].get(rng.random_range(0..3)).unwrap_or(&5);
         // Room for about one and a half times as many containers as there are names.
         let wanted = u32::try_from(nodes * names * 3 / 2 + 4).unwrap_or(u32::MAX);
@@ -78,6 +81,7 @@ impl Scenario {
             ephemeral: rng.random_range(0..=5),
             troubled: Duration::from_secs(rng.random_range(troubled)),
             work_every: rng.random_range(work_every),
+            keys_changed,
             log_kept: *[16, 256, 4096].get(rng.random_range(0..3)).unwrap_or(&256),
             delay: 0..=slowest,
             drop,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use znet_core::feed::{self, Place, Snapshot, Turn};
-use znet_core::id::NodeId;
+use znet_core::id::{NodeId, Revision};
 use znet_core::map::{Delta, Record, SignedHead};
 use znet_core::time::Timestamp;
 
@@ -14,7 +14,7 @@ use crate::world::World;
 /// As in the controller: events under way, the pace of deltas, how long silence is borne.
 const STREAM_BUFFER: usize = 2;
 const PACE: Duration = Duration::from_millis(4);
-const LIVE_TERM: Duration = Duration::from_secs(16);
+pub(crate) const LIVE_TERM: Duration = Duration::from_secs(16);
 
 /// An event, made once for all streams.
 #[derive(Clone, Debug)]
@@ -69,6 +69,7 @@ impl World {
                     "node {who} says to have applied revision {revision}, which is not durable"
                 ));
             }
+            Say::Applied(revision) => self.member_seen(who, Some(revision)),
             _ => {}
         }
         self.seen(who);
@@ -105,6 +106,15 @@ impl World {
         if self.absences.last_seen(&id).is_some() {
             self.absences.seen(id, now);
         }
+        self.member_seen(who, None);
+    }
+
+    /// A member gave a sign of life, or said what it has applied.
+    fn member_seen(&mut self, who: Who, applied: Option<Revision>) {
+        let (now, id) = (self.now(), self.agents[who].id);
+        let Some(up) = &mut self.sites[self.here] else { return };
+        let known = up.members.entry(id).or_insert((now, None));
+        *known = (now, applied.or(known.1));
     }
 
     /// A node is no member any more.
@@ -112,6 +122,7 @@ impl World {
         let Some(who) = self.node_of.get(node).copied() else { return };
         self.absences.forget(node);
         let Some(up) = &mut self.sites[self.here] else { return };
+        up.members.remove(node);
         if let Some(stream) = up.streams.remove(&who) {
             self.tell(stream.conn, Arc::new(Told::End { unknown_node: true }));
         }

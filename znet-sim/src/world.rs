@@ -34,6 +34,8 @@ const BEGIN: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 /// Within this time after the last fault everybody must have come to the full mesh: a keepalive and a call that nobody
 /// answers, the longest pause before an agent connects again, and one more of each, as a collected node joins anew.
 pub(crate) const CONVERGED_WITHIN: Duration = Duration::from_secs(90);
+/// Changes of keys that were under way may take so much longer.
+const CHANGED_WITHIN: Duration = Duration::from_secs(60);
 /// And for so long nothing may change then.
 const STAYS: Duration = Duration::from_secs(20);
 /// Most events of a run: more are a loop.
@@ -300,8 +302,10 @@ impl World {
             Ok(head) => head,
             Err(why) => {
                 self.whole = None;
-                if self.now() > since.plus(CONVERGED_WITHIN) {
-                    let bound = CONVERGED_WITHIN.as_secs();
+                let bound =
+                    CONVERGED_WITHIN + if self.changes_keys() { CHANGED_WITHIN } else { Duration::ZERO };
+                if self.now() > since.plus(bound) {
+                    let bound = bound.as_secs();
                     self.breach(format!("{bound} s after the last fault the mesh is not whole: {why}"));
                 }
                 return;
@@ -310,6 +314,10 @@ impl World {
         if self.whole.is_none_or(|(_, old)| old != head) {
             self.whole = Some((self.now(), head));
         }
+    }
+
+    fn changes_keys(&self) -> bool {
+        self.sites.iter().flatten().any(|up| up.committed().rotations() > 0)
     }
 
     /// The head at which the mesh is whole: every agent has the controller's map, all that is attached is in it and nothing
@@ -322,6 +330,9 @@ impl World {
             if other.committed().head() != up.committed().head() {
                 return Err("the controllers do not have the same revision".to_owned());
             }
+        }
+        if self.changes_keys() {
+            return Err("keys are being changed".to_owned());
         }
         let map = up.committed().map();
         let attached: usize = self.agents.iter().map(|agent| agent.attachments.len()).sum();

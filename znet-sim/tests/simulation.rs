@@ -61,3 +61,8 @@ fn a_lost_tombstone_is_found() {
 fn an_answer_before_the_commit_is_durable_is_found() {
     find(Bug::AcknowledgedBeforeSync, &["is the last durable one"]);
 }
+
+#[test]
+fn keys_that_are_changed_before_all_know_of_it_are_found() {
+    find(Bug::KeysUnheard, &["do not know each other's keys"]);
+}
