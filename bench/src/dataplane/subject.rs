@@ -40,7 +40,7 @@ pub(super) enum Subject {
     #[value(name = "veth", help = "the bare veth, without a tunnel: a limit")]
     #[serde(rename = "veth")]
     Veth,
-    #[value(name = "aead", help = "ring's ChaCha20-Poly1305 alone on one core: a limit")]
+    #[value(name = "aead", help = "ChaCha20-Poly1305 alone, as boringtun has it here, on one core: a limit")]
     #[serde(rename = "aead")]
     Aead,
 }
