@@ -50,6 +50,8 @@ pub struct AttachOrder {
     pub owner: Option<Owner>,
     /// Whether it gets no resolver.
     pub no_dns: bool,
+    /// Whether the runtime moves the device into the container by itself: there is no namespace yet, and no interface's name.
+    pub lent: bool,
 }
 
 /// Attaches a container, or confirms that it is attached as asked for.
@@ -91,6 +93,7 @@ pub async fn attach(
         addresses: record.addresses().collect(),
         owner: order.owner.clone(),
         no_dns: order.no_dns,
+        lent: None,
     };
     // Written first: whatever is left half done is found by the next start.
     let mut done = put_attachment(agent, joined, attachment.clone());
@@ -207,7 +210,7 @@ pub(crate) async fn release_unless_attached(
     Ok(())
 }
 
-async fn note_release(
+pub(crate) async fn note_release(
     agent: &Arc<Agent>,
     joined: &Arc<Joined>,
     name: &Name,
@@ -278,6 +281,10 @@ async fn existing(
     netns_id: NetnsId,
 ) -> Result<Option<Attachment>, AgentError> {
     let Some(attachment) = joined.state().attachments.get(&order.name).cloned() else { return Ok(None) };
+    if attachment.lent.is_some() {
+        let (name, netns, ifname) = (attachment.name, attachment.netns, attachment.ifname);
+        return Err(AgentError::AttachedElsewhere { name, netns, ifname });
+    }
     let (asking, old, network) = (agent.clone(), attachment.clone(), joined.membership.network);
     let (served, there) = blocking(move || {
         let served = asking.engine().device(network, old.container).is_some();
@@ -303,10 +310,10 @@ async fn existing(
 }
 
 /// What the controller gives: a container's record, its private key, and the revision that has it.
-type Given = (ContainerRecord, PrivateKey, Revision);
+pub(crate) type Given = (ContainerRecord, PrivateKey, Revision);
 
 /// Asks the controller for a container, and again while it is away and there is patience for it.
-async fn ask_patiently(joined: &Joined, order: &AttachOrder) -> Result<Given, AgentError> {
+pub(crate) async fn ask_patiently(joined: &Joined, order: &AttachOrder) -> Result<Given, AgentError> {
     let deadline = Instant::now() + order.wait_controller;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -349,7 +356,7 @@ pub(crate) async fn ask_controller(
 }
 
 /// The name under which `wg(8)` finds a device: of this node, network and container, and so unique on the host.
-fn device_name(joined: &Joined, record: &ContainerRecord) -> String {
+pub(crate) fn device_name(joined: &Joined, record: &ContainerRecord) -> String {
     let network: String = joined.membership.network.to_string().chars().take(6).collect();
     let mut name = format!("{DEVICE_PREFIX}{network}{:x}", record.id.get());
     name.truncate(MAX_IFNAME);
@@ -387,7 +394,7 @@ pub(crate) fn put_attachment(
 }
 
 /// Takes a half-made attachment back, at the controller as well.
-async fn take_back(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attachment) {
+pub(crate) async fn take_back(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attachment) {
     let noted = note_release(agent, joined, &attachment.name, true).await;
     drop_local(agent, joined, attachment).await;
     if let Err(error) = noted.and(release(agent, joined, &attachment.name).await) {

@@ -172,6 +172,19 @@ impl Engine {
         self.networks.get(&network)?.devices.get(&container).map(|held| &held.device)
     }
 
+    /// The name that the link of a device has now and the namespace in which it is; `None` when the device is not served.
+    ///
+    /// # Errors
+    /// The kernel's: the link is gone.
+    pub fn whereabouts(
+        &self,
+        network: NetworkId,
+        container: ContainerId,
+    ) -> std::io::Result<Option<(String, OwnedFd)>> {
+        let held = self.networks.get(&network).and_then(|held| held.devices.get(&container));
+        held.and_then(|held| held.fds.first()).map(znet_wg::io::tun::whereabouts).transpose()
+    }
+
     /// Serves a network.
     ///
     /// # Errors

@@ -95,6 +95,9 @@ pub struct Attachment {
     /// It has no resolver, as it asked for none.
     #[serde(default)]
     pub no_dns: bool,
+    /// Since when, in seconds since 1970, its device is lent: see [`crate::lent`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<u64>,
 }
 
 /// The agent's directory, held by one agent at a time.

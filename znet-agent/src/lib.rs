@@ -13,6 +13,7 @@
 //! | [`peers`] | what the engine learns when a map changes |
 //! | `pairs` | changing the key pairs of containers |
 //! | [`attach`] | attaching and detaching containers |
+//! | [`lent`] | devices that a runtime moves into its containers by itself |
 //! | [`owned`] | attachments on behalf of runtimes: detaching, checking and collecting by owner |
 //! | [`reconcile`] | making and carrying out plans |
 //! | [`dns`] | the resolvers of containers |
@@ -36,6 +37,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod host;
+pub mod lent;
 pub mod local;
 pub mod owned;
 mod pairs;

@@ -1,7 +1,7 @@
 //! The socket on which runtimes and people talk to the agent: JSON over HTTP on a Unix socket that only root may use.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use znet_api::token::{JoinToken, TokenError};
 use znet_api::v1;
 use znet_core::name::Name;
 use znet_local::{
-    CheckRequest, Checked, CollectRequest, Collected, DetachOwnedRequest, Readiness, ReadyRequest,
+    CheckRequest, Checked, CollectRequest, Collected, DetachOwnedRequest, HandOverRequest, LendRequest,
+    Readiness, ReadyRequest,
 };
 use znet_wg::control::{DeviceStats, NetworkStats};
 
@@ -28,7 +29,7 @@ use crate::attach::{AttachOrder, attach, blocking, detach};
 use crate::dns::serve::DnsStats;
 use crate::error::AgentError;
 use crate::files::Attachment;
-use crate::{control, owned};
+use crate::{control, lent, owned};
 
 pub use znet_local::{AttachRequest, AttachedContainer, DetachRequest, Detached, SOCKET};
 
@@ -173,6 +174,8 @@ pub async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io::Result
         .route("/v1/owned/detach", post(detach_owned))
         .route("/v1/owned/check", post(check_owned))
         .route("/v1/owned/collect", post(collect_owned).layer(DefaultBodyLimit::max(MAX_KNOWN)))
+        .route("/v1/owned/lend", post(lend))
+        .route("/v1/owned/hand-over", post(hand_over))
         .route("/v1/ready", post(ready))
         .route("/v1/join", post(join))
         .route("/v1/status", get(status))
@@ -207,6 +210,7 @@ async fn attach_one(
             .min(MAX_WAIT),
         owner: request.owner,
         no_dns: request.no_dns,
+        lent: false,
     };
     if order.owner.is_some() {
         let attachment = owned::attach_owned(&agent, &joined, order).await?;
@@ -218,6 +222,39 @@ async fn attach_one(
     let attached = tokio::spawn(async move { attach(&working, &member, order).await }).await;
     let attachment = attached.map_err(|error| AgentError::Invalid(error.to_string()))??;
     Ok(Json(blocking(move || Ok(describe(&agent, &network, &attachment))).await?))
+}
+
+async fn lend(
+    State(agent): State<Arc<Agent>>,
+    body: bytes::Bytes,
+) -> Result<Json<AttachedContainer>, Failed> {
+    let request: LendRequest = parse(&body)?;
+    let joined = agent.network_named(&request.network)?;
+    let order = AttachOrder {
+        name: name(&request.name)?,
+        netns: PathBuf::new(),
+        ifname: String::new(),
+        addresses: request.addresses,
+        wait: None,
+        wait_controller: Duration::from_millis(request.wait_controller_millis.unwrap_or_default())
+            .min(MAX_WAIT),
+        owner: Some(request.owner),
+        no_dns: request.no_dns,
+        lent: true,
+    };
+    let attachment = owned::attach_owned(&agent, &joined, order).await?;
+    Ok(Json(blocking(move || Ok(describe(&agent, &joined, &attachment))).await?))
+}
+
+async fn hand_over(
+    State(agent): State<Arc<Agent>>,
+    body: bytes::Bytes,
+) -> Result<Json<AttachedContainer>, Failed> {
+    let request: HandOverRequest = parse(&body)?;
+    let working = agent.clone();
+    let done = tokio::spawn(async move { lent::hand_over(&working, request).await }).await;
+    let (joined, attachment) = done.map_err(|error| AgentError::Invalid(error.to_string()))??;
+    Ok(Json(blocking(move || Ok(describe(&agent, &joined, &attachment))).await?))
 }
 
 async fn detach_one(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Json<Detached>, Failed> {

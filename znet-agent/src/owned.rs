@@ -17,6 +17,7 @@ use crate::attach::{AttachOrder, attach, blocking, detach_this, still_there};
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::Netns;
+use crate::lent::lend;
 use crate::reconcile::difference;
 
 /// How many owners are worked for side by side; calls of one owner come one after the other.
@@ -33,7 +34,7 @@ impl Default for OwnerLocks {
 }
 
 impl OwnerLocks {
-    async fn lock(&self, owner: &Owner) -> Option<MutexGuard<'_, ()>> {
+    pub(crate) async fn lock(&self, owner: &Owner) -> Option<MutexGuard<'_, ()>> {
         let mut hasher = DefaultHasher::new();
         owner.hash(&mut hasher);
         let at = usize::try_from(hasher.finish() % OWNER_LOCKS).ok()?;
@@ -81,6 +82,9 @@ async fn attach_new(
     if let Some((_, there)) = find(agent, |other| *other == owner).into_iter().next() {
         return Err(AgentError::OwnedAlready { owner: Box::new(owner), name: there.name });
     }
+    if order.lent {
+        return lend(agent, joined, order).await;
+    }
     let others = find(agent, |other| other.container != owner.container);
     let netns = order.netns.clone();
     let taken = blocking(move || {
@@ -98,7 +102,7 @@ async fn attach_new(
 }
 
 /// The attachments of such owners, in all networks.
-fn find(agent: &Agent, wanted: impl Fn(&Owner) -> bool) -> Vec<(Arc<Joined>, Attachment)> {
+pub(crate) fn find(agent: &Agent, wanted: impl Fn(&Owner) -> bool) -> Vec<(Arc<Joined>, Attachment)> {
     let mut found = Vec::new();
     for joined in agent.networks() {
         let state = joined.state();

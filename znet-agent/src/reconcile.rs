@@ -21,6 +21,7 @@ use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::{link, socket};
+use crate::lent;
 use crate::pairs::{offer_all, settle_attached};
 use znet_wg::io::tun::{Queues, Tun, TunError};
 
@@ -165,6 +166,10 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
         for attachment in attachments {
             let key = DeviceKey { network: joined.membership.network, container: attachment.container };
             let vanished = gone.contains(&(key.network, key.container));
+            if attachment.lent.is_some() {
+                lent::look(agent, &joined, attachment, vanished).await;
+                continue;
+            }
             let served = agent.engine().device(key.network, key.container).is_some();
             // The TUN device keeps the namespace, so that nobody tells of its end: its path does.
             let there = still_there(&attachment.netns, attachment.netns_id);

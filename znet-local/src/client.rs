@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttachRequest, AttachedContainer, CheckRequest, Checked, CollectRequest, Collected, DetachOwnedRequest,
-    Detached, Readiness, ReadyRequest,
+    Detached, HandOverRequest, LendRequest, Readiness, ReadyRequest,
 };
 
 /// Largest answer in bytes that is read.
@@ -75,6 +75,24 @@ impl Client {
         let waits = [request.wait_millis, request.wait_controller_millis];
         let waits = waits.into_iter().flatten().fold(0, u64::saturating_add);
         self.call("/v1/attach", request, self.patience.saturating_add(Duration::from_millis(waits)))
+    }
+
+    /// Has a device made that the caller's runtime moves into its container by itself. What the request has the agent wait
+    /// comes on top of the client's patience.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn lend(&self, request: &LendRequest) -> Result<AttachedContainer, ClientError> {
+        let waits = Duration::from_millis(request.wait_controller_millis.unwrap_or_default());
+        self.call("/v1/owned/lend", request, self.patience.saturating_add(waits))
+    }
+
+    /// Says into which namespace the runtime is going to move it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn hand_over(&self, request: &HandOverRequest) -> Result<AttachedContainer, ClientError> {
+        self.call("/v1/owned/hand-over", request, self.patience)
     }
 
     /// Takes away what an owner made.

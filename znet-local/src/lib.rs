@@ -13,7 +13,7 @@ pub use client::{Client, ClientError, Refusal};
 pub use owner::Owner;
 pub use types::{
     AttachRequest, AttachedContainer, CheckRequest, Checked, CollectRequest, Collected, DetachOwnedRequest,
-    DetachRequest, Detached, DnsConfig, Kept, Readiness, ReadyRequest,
+    DetachRequest, Detached, DnsConfig, HandOverRequest, Kept, LendRequest, Readiness, ReadyRequest,
 };
 
 /// Where the agent's sockets are unless it is said otherwise.

@@ -38,6 +38,39 @@ pub struct AttachRequest {
     pub no_dns: bool,
 }
 
+/// `POST /v1/owned/lend`: makes a device in the host's namespace, down and without addresses, for a runtime that moves it
+/// into its container by itself. A device that nobody takes is taken back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LendRequest {
+    /// The network, by name or identifier.
+    pub network: String,
+    /// The container's name.
+    pub name: String,
+    /// Explicit addresses, at most one of each family.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Milliseconds to wait for a controller that is away; absent: that is an error at once.
+    #[serde(default)]
+    pub wait_controller_millis: Option<u64>,
+    /// On whose behalf.
+    pub owner: Owner,
+    /// Whether the container gets no resolver.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_dns: bool,
+}
+
+/// `POST /v1/owned/hand-over`: says into which namespace the runtime is going to move what it was lent. There need not be
+/// one yet. The agent looks after the device like after every other once it is there and set up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandOverRequest {
+    /// The owner.
+    pub owner: Owner,
+    /// The path by which the namespace will be found.
+    pub netns: PathBuf,
+}
+
 /// What a container's `resolv.conf` should say, in the words of CNI results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsConfig {

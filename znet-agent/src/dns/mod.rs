@@ -220,7 +220,8 @@ fn wanted(agent: &Agent, only: Option<NetnsId>) -> BTreeMap<NetnsId, Wanted> {
     for joined in agent.networks() {
         let Some(zone) = Zone::new(&joined.membership.name, joined.directory.clone()) else { continue };
         let state = joined.state();
-        let asking = state.attachments.values().filter(|attachment| !attachment.no_dns);
+        let asking =
+            state.attachments.values().filter(|attachment| !attachment.no_dns && attachment.lent.is_none());
         for attachment in asking.filter(|attachment| only.is_none_or(|id| id == attachment.netns_id)) {
             let wanted = all.entry(attachment.netns_id).or_insert_with(|| Wanted {
                 paths: Vec::new(),

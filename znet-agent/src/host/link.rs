@@ -125,8 +125,38 @@ fn is_link_local(address: &IpAddr) -> bool {
 
 /// The destination of a route of ours into the link.
 fn route_of(message: &RouteMessage, index: u32) -> Option<IpNet> {
-    let into = message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(oif) if *oif == index));
-    if !into || message.header.protocol != ROUTE_PROTOCOL {
+    Some(message)
+        .filter(|message| message.header.protocol == ROUTE_PROTOCOL)
+        .and_then(|m| route_into(m, index))
+}
+
+/// Whether a link is up and all these prefixes are routed into it, by whomever.
+///
+/// # Errors
+/// [`NetnsError::Netlink`].
+pub async fn is_complete(
+    handle: &Handle,
+    name: &str,
+    mut prefixes: BTreeSet<IpNet>,
+) -> Result<bool, NetnsError> {
+    let Some(link) = get(handle, name).await?.filter(may_be_ours) else { return Ok(false) };
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        let mut routes = handle.route().get(filter).execute();
+        let what = || failed(format!("listing routes of {name}"));
+        while let Some(message) = routes.try_next().await.map_err(what())? {
+            if let Some(prefix) = route_into(&message, link.header.index) {
+                prefixes.remove(&prefix);
+            }
+        }
+    }
+    Ok(link.header.flags.contains(LinkFlags::Up) && prefixes.is_empty())
+}
+
+/// The destination of a route into the link.
+fn route_into(message: &RouteMessage, index: u32) -> Option<IpNet> {
+    if !message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(oif) if *oif == index)) {
         return None;
     }
     let length = message.header.destination_prefix_length;

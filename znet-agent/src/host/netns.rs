@@ -72,6 +72,25 @@ pub struct NetnsId {
     inode: u64,
 }
 
+impl NetnsId {
+    /// The namespace of the agent itself.
+    ///
+    /// # Errors
+    /// [`NetnsError::Missing`] where there is no `/proc`.
+    pub fn host() -> Result<Self, NetnsError> {
+        Ok(Netns::open_any(Path::new("/proc/self/ns/net"))?.id)
+    }
+
+    /// The namespace that an open file stands for.
+    ///
+    /// # Errors
+    /// [`NetnsError::Inside`] with what the operating system said.
+    pub fn of(file: std::os::fd::OwnedFd) -> Result<Self, NetnsError> {
+        let metadata = File::from(file).metadata().map_err(NetnsError::Inside)?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+}
+
 /// An open namespace. It keeps the namespace alive, so it is not held for longer than a few steps take.
 #[derive(Debug)]
 pub struct Netns {

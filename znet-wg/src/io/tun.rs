@@ -4,7 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::errno::Errno;
@@ -63,6 +63,11 @@ mod ioctl {
         tunsetvnethdrsz,
         libc::TUNSETVNETHDRSZ,
         libc::c_int
+    );
+    nix::ioctl_none_bad!(
+        /// Opens the namespace in which a device is now.
+        tungetdevnetns,
+        nix::request_code_none!(b'T', 227)
     );
     nix::ioctl_read_bad!(
         /// Tells an interface's MTU.
@@ -246,6 +251,20 @@ fn interface(fd: BorrowedFd<'_>) -> io::Result<(String, libc::c_int)> {
     // SAFETY: TUNGETIFF fills in the flags; every bit pattern of a number is a value.
     let flags = unsafe { answer.ifr_ifru.ifru_flags };
     Ok((String::from_utf8_lossy(&name).into_owned(), libc::c_int::from(flags as u16)))
+}
+
+/// The name that a device has now, and the network namespace in which it is now: both can have been changed since it was
+/// made, by whoever may.
+///
+/// # Errors
+/// The kernel's: the device is gone.
+pub fn whereabouts(device: &impl AsFd) -> io::Result<(String, OwnedFd)> {
+    let fd = device.as_fd();
+    // SAFETY: the descriptor is open and the call takes no argument.
+    let netns = unsafe { ioctl::tungetdevnetns(fd.as_raw_fd()) }?;
+    // SAFETY: what it returned is a new descriptor that nobody else has.
+    let netns = unsafe { OwnedFd::from_raw_fd(netns) };
+    Ok((interface(fd)?.0, netns))
 }
 
 /// Asks for all offloads, and for fewer from a kernel that does not know all.

@@ -1,0 +1,97 @@
+//! Who is killed when.
+
+use netns_harness::probe;
+use serde_json::json;
+use znet_tests::Result;
+
+use crate::dockerd::{Docker, SOON, acme, containers, endpoint, id};
+
+#[test]
+fn an_agent_and_a_plugin_that_are_killed_in_the_middle_disturb_nothing() -> Result {
+    let (mut world, token) = acme("docker-killed")?;
+    let mut docker = Docker::start(&mut world, "n1", &token)?;
+    let other = world.node("n2", &[&token])?;
+    let far = other.attach("acme", "far")?;
+    // The nodes know where they reach each other.
+    far.wait_reaches(docker.run("first")?.v6.parse()?, SOON)?;
+    docker.stop("first")?;
+    let before = docker.prepare("web")?;
+    // Between Join and the move.
+    docker.node.kill_agent()?;
+    docker.kill_plugin()?;
+    docker.launch()?;
+    docker.refuses(
+        "NetworkDriver.CreateEndpoint",
+        &endpoint("b", json!({"Interface": {}})),
+        503,
+        "znet-agent run",
+    )?;
+    let web = docker.enter("web", &before)?;
+    far.wait_reaches(web.v6.parse()?, SOON)?;
+    docker.node.launch()?;
+    docker.wait_settled("web")?;
+    far.wait_reaches(web.v4.parse()?, SOON)?;
+    // What the plugin was told of networks outlives it; so does what it takes to take containers away.
+    docker.stop_plugin()?;
+    assert!(
+        !docker.node.host().command("ls").arg("/run/docker/plugins/znet.sock").try_run()?.status.success()
+    );
+    docker.launch()?;
+    let db = docker.run("db")?;
+    far.wait_reaches(db.v6.parse()?, SOON)?;
+    docker.stop("web")?;
+    // Docker is gone without a word: its namespaces end, and their containers with them.
+    db.container.remove()?;
+    docker.wait_here(&[])?;
+    let released = || (containers(&world).ok()? == ["far"]).then_some(());
+    probe::until("the controller to be told", SOON, released)?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_container_that_never_starts_leaves_nothing() -> Result {
+    let (mut world, token) = acme("docker-never")?;
+    let mut docker = Docker::start(&mut world, "n1", &token)?;
+    // Docker gave up, as it does when the container's process cannot be started.
+    docker.prepare("a")?;
+    docker.stop("a")?;
+    docker.wait_left(&world, &[])?;
+    // It gave up while there was no agent; told again when it starts anew.
+    docker.prepare("b")?;
+    docker.node.kill_agent()?;
+    docker.refuses("NetworkDriver.Leave", &endpoint("b", json!({})), 503, "znet-agent run")?;
+    docker.node.launch()?;
+    docker.stop("b")?;
+    docker.wait_left(&world, &[])?;
+    // Docker lost all it knew of the network's endpoints.
+    docker.prepare("c")?;
+    docker.well("NetworkDriver.DeleteNetwork", &json!({"NetworkID": id("net")}))?;
+    docker.wait_left(&world, &[])?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_device_that_was_lent_and_lost_with_its_engine_is_taken_back() -> Result {
+    let (mut world, token) = acme("docker-lost")?;
+    let mut docker = Docker::start(&mut world, "n1", &token)?;
+    docker.prepare("web")?;
+    let engine = docker.node.engine_pid()?.to_string();
+    docker.node.kill_agent()?;
+    docker.node.host().command("kill").args(["-9", &engine]).run()?;
+    docker.node.launch()?;
+    docker.wait_left(&world, &[])?;
+    // The same once more, with an agent that has a new engine take over what it holds.
+    let made = docker.prepare("web")?;
+    let engine = docker.node.engine_pid()?.to_string();
+    docker.node.host().command("kill").args(["-9", &engine]).run()?;
+    let anew = || docker.node.engine_pid().ok().filter(|pid| pid.to_string() != engine);
+    probe::until("a new engine", SOON, anew)?;
+    docker.enter("web", &made)?;
+    docker.wait_settled("web")?;
+    docker.stop("web")?;
+    docker.wait_left(&world, &[])?;
+    world.passed();
+    Ok(())
+}
