@@ -150,3 +150,24 @@ fn a_container_that_meddles_with_its_interface_is_told_of_mended_and_deleted() -
     world.passed();
     Ok(())
 }
+
+#[test]
+fn without_an_engine_existing_containers_may_be_without_links_as_well() -> Result {
+    let (mut world, token) = acme("cni-51")?;
+    let here = place(&mut world, "n1", &[&token])?;
+    here.node.wait_connected("acme")?;
+    let status = || here.raw(&[("CNI_COMMAND", "STATUS")], conf(json!({})).to_string());
+    status()?.well();
+    // The agent starts another engine unless it cannot: where its log should go there is a directory.
+    let log = "/run/znet-agent/engine.log";
+    let engine = here.node.engine_pid()?.to_string();
+    here.node.host().command("rm").args(["-f", log]).run()?;
+    here.node.host().command("mkdir").arg(log).run()?;
+    here.node.host().command("kill").args(["-9", &engine]).run()?;
+    let limited = || status().ok().filter(|said| said.code != 0);
+    probe::until("the engine to be missed", SOON, limited)?.refuses(51, &["engine"]);
+    here.node.host().command("rmdir").arg(log).run()?;
+    probe::until("another engine", SOON, || status().ok().filter(|said| said.code == 0))?;
+    world.passed();
+    Ok(())
+}
