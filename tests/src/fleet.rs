@@ -90,8 +90,13 @@ impl FleetNode {
     /// The controller cannot be reached or refuses.
     pub async fn attach(&mut self, number: usize) -> Result<Acknowledged> {
         let name = format!("{}-c{number}", self.name);
-        let request =
-            v1::AttachRequest { network: self.network(), name, addresses: vec![], public_key: vec![] };
+        let request = v1::AttachRequest {
+            network: self.network(),
+            name,
+            addresses: vec![],
+            public_key: vec![],
+            port: None,
+        };
         let reply = self.client.attach(request).await?.into_inner();
         let record = ContainerRecord::try_from(reply.container.as_ref().context("no container")?)?;
         let addresses = record.addresses().collect();

@@ -339,6 +339,7 @@ pub(crate) async fn ask_controller(
         name: name.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         public_key: Vec::new(),
+        port: None,
     };
     let mut client = joined.controller_within(patience).await?;
     let reply = bounded(joined, client.attach(request)).await?;

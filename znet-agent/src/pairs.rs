@@ -234,6 +234,7 @@ async fn reclaim(
         name: own.name.to_string(),
         addresses: addresses.map(ToString::to_string).collect(),
         public_key: public_key.as_bytes().to_vec(),
+        port: None,
     };
     let reply = bounded(joined, joined.controller()?.attach(request)).await?;
     match own.attachment {

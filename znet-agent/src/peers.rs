@@ -29,11 +29,14 @@ pub struct Viewpoint {
 impl Viewpoint {
     /// A container as a peer.
     pub fn peer(&self, map: &Map, container: &ContainerRecord) -> Peer {
-        let endpoints = if container.node == self.node {
+        let mut endpoints = if container.node == self.node {
             vec![SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))]
         } else {
             map.node(&container.node).map(|node| node.endpoints.clone()).unwrap_or_default()
         };
+        if let Some(port) = container.port {
+            endpoints.iter_mut().for_each(|endpoint| endpoint.set_port(port.get()));
+        }
         Peer {
             public_key: container.public_key,
             also_key: container.also_key,

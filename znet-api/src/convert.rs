@@ -2,6 +2,7 @@
 //! the field, never mended.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use znet_core::id::{ContainerId, Epoch, NetworkId, NodeId, Pin, Revision};
 use znet_core::key::{PublicKey, Signature, VerifyingKey};
@@ -146,6 +147,15 @@ fn address4(bytes: &[u8]) -> Result<Option<Ipv4Addr>, ConvertError> {
     if bytes.is_empty() { Ok(None) } else { Ok(Some(sized::<4>("address4", bytes)?.into())) }
 }
 
+/// A port that may be left out, but not be something else than a port.
+///
+/// # Errors
+/// [`ConvertError`].
+pub fn port(wire: Option<u32>) -> Result<Option<NonZeroU16>, ConvertError> {
+    let port = |port| u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or_else(|| invalid("port", port));
+    wire.map(port).transpose()
+}
+
 impl From<&ContainerRecord> for v1::ContainerRecord {
     fn from(record: &ContainerRecord) -> Self {
         Self {
@@ -157,6 +167,7 @@ impl From<&ContainerRecord> for v1::ContainerRecord {
             address4: record.address4.map(|a| a.octets().to_vec()).unwrap_or_default(),
             also_key: record.also_key.map(|key| key.as_bytes().to_vec()).unwrap_or_default(),
             rekey: record.rekey,
+            port: record.port.map(|port| port.get().into()),
         }
     }
 }
@@ -178,6 +189,7 @@ impl TryFrom<&v1::ContainerRecord> for ContainerRecord {
             address4: address4(&wire.address4)?,
             also_key,
             rekey: wire.rekey,
+            port: port(wire.port)?,
         })
     }
 }

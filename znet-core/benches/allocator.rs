@@ -135,6 +135,7 @@ fn container(n: u64) -> ContainerRecord {
         address4: Some((0x0a00_0000 + n as u32).into()),
         also_key: None,
         rekey: false,
+        port: None,
     }
 }
 
@@ -267,7 +268,13 @@ fn network(containers: u64) -> Network {
 }
 
 fn attach(public_key: Option<PublicKey>) -> Command {
-    Command::Attach { node: node(0).id, name: "one-more".parse().unwrap(), addresses: vec![], public_key }
+    Command::Attach {
+        node: node(0).id,
+        name: "one-more".parse().unwrap(),
+        addresses: vec![],
+        public_key,
+        port: None,
+    }
 }
 
 mod controller_with {

@@ -95,7 +95,13 @@ async fn join(hosted: &Hosted, node: NodeId, lifetime: NodeLifetime) {
 }
 
 async fn attach(hosted: &Hosted, node: NodeId, name: &str) {
-    let command = Command::Attach { node, name: name.parse().unwrap(), addresses: vec![], public_key: None };
+    let command = Command::Attach {
+        node,
+        name: name.parse().unwrap(),
+        addresses: vec![],
+        public_key: None,
+        port: None,
+    };
     hosted.execute(command, Actor::Node(node)).await.unwrap();
 }
 

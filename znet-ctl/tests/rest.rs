@@ -523,7 +523,8 @@ async fn an_access_point_is_known_as_its_node_offers_it_until_it_is_revoked_with
     let hosted = world.hub.find("acme").unwrap();
     let name: znet_core::name::Name = "phone".parse().unwrap();
     let actor = || znet_ctl::actor::Actor::Node(NODE);
-    let attach = Command::Attach { node: NODE, name: name.clone(), addresses: vec![], public_key: None };
+    let attach =
+        Command::Attach { node: NODE, name: name.clone(), addresses: vec![], public_key: None, port: None };
     hosted.execute(attach, actor()).await.unwrap();
     let public_key = znet_core::key::PrivateKey::from_bytes([7; 32]).public_key();
     let point = AccessPoint { public_key, port: 51_884 };

@@ -90,7 +90,9 @@ impl World {
                 Command::Join { secret, node, name: agent.name.clone(), endpoints, two_keys: true }
             }
             What::Endpoints => Command::SetEndpoints { node, endpoints },
-            What::Attach(name) => Command::Attach { node, name: name.clone(), addresses, public_key: None },
+            What::Attach(name) => {
+                Command::Attach { node, name: name.clone(), addresses, public_key: None, port: None }
+            }
             What::Detach(name) => Command::Detach { node, name: name.clone() },
             What::Offer(name, public_key) => {
                 Command::OfferKey { node, name: name.clone(), public_key: *public_key }

@@ -88,8 +88,13 @@ impl Agent {
     pub(super) async fn attach(&self, crowd: &Crowd, number: usize) -> Result<Revision> {
         let name = format!("{}-c{number}", self.name());
         let mut client = self.client.clone().context("not connected")?;
-        let request =
-            v1::AttachRequest { network: crowd.network(), name, addresses: vec![], public_key: vec![] };
+        let request = v1::AttachRequest {
+            network: crowd.network(),
+            name,
+            addresses: vec![],
+            public_key: vec![],
+            port: None,
+        };
         Ok(Revision::new(client.attach(request).await?.into_inner().revision))
     }
 

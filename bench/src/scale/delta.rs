@@ -69,6 +69,7 @@ fn container(number: u64, version: u64) -> Result<Record> {
         address4: None,
         also_key: None,
         rekey: false,
+        port: None,
     }))
 }
 

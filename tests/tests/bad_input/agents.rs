@@ -223,7 +223,8 @@ async fn what_a_member_asks_for_beyond_reason_is_refused_with_its_reason() -> Re
     let attach = |name: &str, addresses: &[&str], public_key: &[u8]| {
         let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
         let (network, public_key) = (network.clone(), public_key.to_vec());
-        v1::AttachRequest { network, name: name.to_owned(), addresses, public_key }.encode_to_vec()
+        v1::AttachRequest { network, name: name.to_owned(), addresses, public_key, port: None }
+            .encode_to_vec()
     };
     let report =
         |endpoints: Vec<String>| v1::ReportRequest { network: network.clone(), endpoints }.encode_to_vec();

@@ -149,6 +149,7 @@ mod tests {
             address4: Some(Ipv4Addr::new(10, 77, 0, host as u8)),
             also_key: None,
             rekey: false,
+            port: None,
         })
     }
 

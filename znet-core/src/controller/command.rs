@@ -1,6 +1,7 @@
 //! What a controller can be told to do, and what it answers.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -93,6 +94,8 @@ pub enum Command {
         addresses: Vec<IpAddr>,
         /// The public half of a pair that the node made; `None` lets the controller make the pair.
         public_key: Option<PublicKey>,
+        /// The UDP port at which the container is reached, if it has one of its own instead of sharing its node's.
+        port: Option<NonZeroU16>,
     },
     /// Takes a container's addresses and keys back. Of a name that the node does not have it is a no-op.
     Detach {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use rand_core::CryptoRng;
@@ -56,8 +57,8 @@ impl Network {
                 self.join(secret.as_ref(), *node, name, endpoints, *two_keys, now)
             }
             Command::SetEndpoints { node, endpoints } => self.set_endpoints(*node, endpoints),
-            Command::Attach { node, name, addresses, public_key } => {
-                self.attach(*node, name, addresses, *public_key, now, rng)
+            Command::Attach { node, name, addresses, public_key, port } => {
+                self.attach(*node, name, addresses, (*public_key, *port), now, rng)
             }
             Command::Detach { node, name } => Ok(match self.container_by_name(name) {
                 // A person's access is taken away by operators alone.
@@ -103,7 +104,7 @@ impl Network {
         node: NodeId,
         name: &Name,
         addresses: &[IpAddr],
-        public_key: Option<PublicKey>,
+        (public_key, port): (Option<PublicKey>, Option<NonZeroU16>),
         now: Timestamp,
         rng: &mut R,
     ) -> Result<Decision, Rejection> {
@@ -146,7 +147,7 @@ impl Network {
         };
         let given = existing.map(|container| container.record.id).or(access.map(|access| access.record.id));
         let id = given.unwrap_or(self.conf().next_container);
-        let mut record = record_of(id, name, node, public_key, &chosen);
+        let mut record = ContainerRecord { port, ..record_of(id, name, node, public_key, &chosen) };
         let mut keyed = existing.map(|_| now);
         if let Some(old) = existing.filter(|old| old.record.public_key == public_key) {
             // The pair that it has: a change of it that is under way goes on.
@@ -359,5 +360,6 @@ fn record_of(
         address4,
         also_key: None,
         rekey: false,
+        port: None,
     }
 }

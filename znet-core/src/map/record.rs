@@ -1,6 +1,7 @@
 //! The records of a map and their canonical bytes, over which digests are computed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,10 @@ pub struct ContainerRecord {
     /// Its node is to make a new pair.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rekey: bool,
+    /// The UDP port at which it is reached at the addresses of its node's endpoints, where it has one of its own instead
+    /// of sharing its node's: a device of the kernel's does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<NonZeroU16>,
 }
 
 impl ContainerRecord {
@@ -187,6 +192,10 @@ impl Record {
                 }
                 if r.rekey {
                     out.byte(2);
+                }
+                // Likewise, under a mark of its own.
+                if let Some(port) = r.port {
+                    out.byte(9).bytes(&port.get().to_be_bytes());
                 }
             }
             Self::Access(r) => {

@@ -338,7 +338,7 @@ impl World {
 
     fn attach(&mut self, node: NodeId, name: Name, addresses: Vec<IpAddr>, public_key: Option<PublicKey>) {
         let expected = self.model.attach(node, &name, &addresses, public_key, self.now);
-        let command = Command::Attach { node, name: name.clone(), addresses, public_key };
+        let command = Command::Attach { node, name: name.clone(), addresses, public_key, port: None };
         let Some(reply) = same(self.decide(&command), expected.clone().map(drop)) else { return };
         let Reply::Attached { container, private_key } = reply else { panic!("another reply: {reply:?}") };
         assert_eq!(Ok(container.addresses().collect()), expected);

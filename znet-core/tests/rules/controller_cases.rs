@@ -36,6 +36,7 @@ fn attach(world: &mut World, who: &str, addresses: &[&str]) -> Result<ContainerR
         name: name(who),
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
         public_key: None,
+        port: None,
     };
     match world.decide(&command)? {
         Reply::Attached { container, .. } => Ok(container),
@@ -214,7 +215,8 @@ fn a_token_revoked_with_its_nodes_takes_these_along_and_no_others() {
                 two_keys: true,
             })
             .unwrap();
-        let attach = Command::Attach { node: node(number), name, addresses: vec![], public_key: None };
+        let attach =
+            Command::Attach { node: node(number), name, addresses: vec![], public_key: None, port: None };
         world.decide(&attach).unwrap();
     }
     let revoke = Command::RevokeToken { token: bad.0, with_nodes: true };
@@ -371,8 +373,13 @@ fn rows_that_contradict_each_other_are_called_corrupt() {
 #[test]
 fn every_rejection_has_a_code_and_a_text_that_names_what_helps() {
     let mut world = world();
-    let command =
-        Command::Attach { node: node(0), name: name("a"), addresses: vec![], public_key: Some(key(0)) };
+    let command = Command::Attach {
+        node: node(0),
+        name: name("a"),
+        addresses: vec![],
+        public_key: Some(key(0)),
+        port: None,
+    };
     let rejection = world.decide(&command).unwrap_err();
     assert_eq!(rejection.code(), "unusable_key");
     assert!(rejection.to_string().contains(&key(0).to_string()));

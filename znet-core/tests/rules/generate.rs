@@ -57,7 +57,9 @@ fn node() -> impl Strategy<Value = Record> {
 fn container() -> impl Strategy<Value = Record> {
     let address4 = prop::option::of(0u8..3);
     let keys = (0u8..3, prop::option::of(0u8..3), any::<bool>());
-    (0u64..5, name(), 0u8..3, keys, 0u16..3, address4).prop_map(|(id, name, node, keys, six, four)| {
+    let port = prop::option::of(1u16..3);
+    let parts = (0u64..5, name(), 0u8..3, keys, 0u16..3, address4, port);
+    parts.prop_map(|(id, name, node, keys, six, four, port)| {
         let (key, also, rekey) = keys;
         Record::Container(ContainerRecord {
             id: ContainerId::new(id),
@@ -68,6 +70,7 @@ fn container() -> impl Strategy<Value = Record> {
             address4: four.map(|n| Ipv4Addr::new(10, 0, 0, n)),
             also_key: also.map(|key| PublicKey::from_bytes([key; 32])),
             rekey,
+            port: port.and_then(std::num::NonZeroU16::new),
         })
     })
 }

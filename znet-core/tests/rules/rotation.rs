@@ -97,6 +97,7 @@ impl World {
             name: name(&format!("c{n}")),
             addresses: vec![],
             public_key,
+            port: None,
         };
         self.decide(&attach).unwrap();
     }
@@ -237,8 +238,13 @@ fn both_keys_are_the_containers_and_nobody_elses() {
     let taken = Rejection::KeyTaken { holder: name("c0") };
     assert_eq!(world.offer(1, key(1)).unwrap_err(), taken, "the next key");
     assert_eq!(world.offer(1, world.record(0).public_key).unwrap_err(), taken, "the key in use");
-    let attach =
-        Command::Attach { node: node(2), name: name("d"), addresses: vec![], public_key: Some(key(1)) };
+    let attach = Command::Attach {
+        node: node(2),
+        name: name("d"),
+        addresses: vec![],
+        public_key: Some(key(1)),
+        port: None,
+    };
     assert_eq!(world.decide(&attach).unwrap_err(), taken);
     let detach = Command::Detach { node: node(0), name: name("c0") };
     world.decide(&detach).unwrap();

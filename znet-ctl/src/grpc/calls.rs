@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, network_id, verifying_key};
+use znet_api::convert::{ConvertError, addresses, endpoints, invalid, name, network_id, port, verifying_key};
 use znet_api::error::Problem;
 use znet_api::v1;
 use znet_api::v1::controller_server::Controller;
@@ -163,6 +163,7 @@ impl Controller for Calls {
             name: name(&asked.name).map_err(|error| problem(&error))?,
             addresses: addresses(&asked.addresses).map_err(|error| problem(&error))?,
             public_key,
+            port: port(asked.port).map_err(|error| problem(&error))?,
         };
         let done = within(limit, hosted.execute(command, Actor::Node(node))).await?;
         let Reply::Attached { container, private_key } = done.reply else {

@@ -63,7 +63,7 @@ async fn join(hosted: &Hosted, node: NodeId, lifetime: NodeLifetime) {
 }
 
 fn attach(node: NodeId, name: &str) -> Command {
-    Command::Attach { node, name: name.parse().unwrap(), addresses: vec![], public_key: None }
+    Command::Attach { node, name: name.parse().unwrap(), addresses: vec![], public_key: None, port: None }
 }
 
 /// An agent's end of a stream.

@@ -251,8 +251,13 @@ impl World {
             two_keys: true,
         };
         hosted.execute(join, Actor::Node(NODE)).await.unwrap();
-        let attach =
-            Command::Attach { node: NODE, name: "web".parse().unwrap(), addresses: vec![], public_key: None };
+        let attach = Command::Attach {
+            node: NODE,
+            name: "web".parse().unwrap(),
+            addresses: vec![],
+            public_key: None,
+            port: None,
+        };
         hosted.execute(attach, Actor::Node(NODE)).await.unwrap();
         let path = format!("/v1/networks/{name}/reservations/db");
         self.ok(Method::PUT, &path, json!({ "addresses": ["10.77.0.10"] })).await;

@@ -33,6 +33,7 @@ fn zone(network: &str, six: &str, four: Option<&str>, containers: &[&str]) -> Zo
             address4: prefix4.map(|prefix| Ipv4Addr::from(u32::from(prefix.network()) + number)),
             also_key: None,
             rekey: false,
+            port: None,
         })));
     }
     let directory = Arc::new(Directory::default());
@@ -209,6 +210,7 @@ fn answers_follow_the_map() {
         address4: Some(Ipv4Addr::new(10, 77, 0, 99)),
         also_key: None,
         rekey: false,
+        port: None,
     };
     zone.directory.apply(&[Change::Put(MapRecord::Container(record))], Revision::new(10));
     assert_eq!(ask(&zones, "new.acme.znet.", RecordType::A), found(&["10.77.0.99"]));
