@@ -153,6 +153,8 @@ async fn compare(
     if wanted.is_empty() {
         return retire(agent, joined).await;
     }
+    // The way from one device to the other is inside the engine.
+    agent.backend().engine_alone()?;
     let mut outcome = Ok(());
     let port = serve(agent, joined, &wanted).await?;
     admit(agent, joined, port).await?;
@@ -178,22 +180,22 @@ async fn compare(
 }
 
 fn is_served(agent: &Agent, joined: &Joined, port: Port, id: ContainerId) -> bool {
-    let engine = agent.engine();
-    let outer = engine.device(port.network, id).map(|device| device.private_key.0.public_key());
+    let backend = agent.backend();
+    let outer = backend.device(port.network, id).map(|device| device.private_key.0.public_key());
     let end = joined.state().access.kept.key(id).map(PrivateKey::public_key);
-    engine.device(joined.membership.network, id).is_some() && outer.is_some() && outer == end
+    backend.device(joined.membership.network, id).is_some() && outer.is_some() && outer == end
 }
 
 /// Serves nothing any more. The port is kept, for those that come.
 async fn retire(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(), AgentError> {
     let kept = joined.state().access.kept.clone();
     let Some(port) = kept.port else { return Ok(()) };
-    if !agent.engine().networks().contains_key(&port.network) && kept.keys.is_empty() {
+    if !agent.backend().networks().contains(&port.network) && kept.keys.is_empty() {
         return Ok(());
     }
     let (agent, joined) = (agent.clone(), joined.clone());
     blocking(move || {
-        agent.engine().remove_network(port.network);
+        agent.backend().remove_network(port.network);
         keep(&agent, &joined, Kept { port: Some(port), keys: Vec::new() })?;
         joined.state().access.told = None;
         Ok(())
@@ -210,7 +212,7 @@ async fn serve(
     let kept = joined.state().access.kept.clone();
     let ids: BTreeSet<ContainerId> = wanted.iter().map(|record| record.id).collect();
     let keys: Vec<EndKey> = ids.iter().map(|id| end_key(&kept, *id)).collect();
-    let served = kept.port.filter(|port| agent.engine().networks().contains_key(&port.network));
+    let served = kept.port.filter(|port| agent.backend().networks().contains(&port.network));
     let same = kept.keys.len() == ids.len() && kept.keys.iter().all(|key| ids.contains(&key.container));
     if let (Some(port), true) = (served, same) {
         return Ok(port);
@@ -224,13 +226,9 @@ async fn serve(
         joined.state().access.told = None;
         keep(&agent, &joined, Kept { port: Some(port), keys })?;
         // Both ends of those that are gone: the inner ones are removed as strangers.
-        let outer: Vec<ContainerId> = {
-            let engine = agent.engine();
-            let held = engine.networks().get(&port.network);
-            held.map(|held| held.devices.keys().copied().collect()).unwrap_or_default()
-        };
+        let outer = agent.backend().devices(port.network);
         for stranger in outer.into_iter().filter(|id| !ids.contains(id)) {
-            agent.engine().remove_device(port.network, stranger);
+            agent.backend().remove_device(port.network, stranger);
         }
         Ok(port)
     })
@@ -255,7 +253,7 @@ fn open(agent: &Agent, before: Option<Port>) -> Result<Port, AgentError> {
         );
     }
     let network = before.map_or_else(|| NetworkId::from_bytes(rand::random()), |before| before.network);
-    agent.engine().put_network(network, sockets, None)?;
+    agent.backend().engine_alone()?.put_network(network, sockets, None)?;
     Ok(Port { number, network })
 }
 
@@ -273,7 +271,7 @@ async fn admit(agent: &Arc<Agent>, joined: &Arc<Joined>, port: Port) -> Result<(
     }
     let (agent, joined) = (agent.clone(), joined.clone());
     blocking(move || {
-        agent.engine().replace_peers(port.network, peers.clone())?;
+        agent.backend().replace_peers(port.network, peers.clone())?;
         joined.state().access.told = Some(peers);
         Ok(())
     })
@@ -289,11 +287,11 @@ async fn make(
 ) -> Result<(), AgentError> {
     let (network, id) = (joined.membership.network, record.id);
     let _guard = joined.lock_name(&record.name).await;
-    let held = agent.engine().device(network, id).map(Keys::of);
+    let held = agent.backend().device(network, id).as_ref().map(Keys::of);
     let inner_keys = match held {
         Some(keys) => keys,
         None => {
-            let (given, key, _) = ask_controller(joined, &record.name, &[], Duration::ZERO).await?;
+            let (given, key, _) = ask_controller(joined, &record.name, (&[], None), Duration::ZERO).await?;
             if given.id != id {
                 let why =
                     format!("access point {} became container {} instead of {id}", record.name, given.id);
@@ -319,7 +317,8 @@ async fn make(
             relay,
         };
         let (inner, outer) = tun::pair().map_err(tun::TunError::Io)?;
-        let mut engine = agent.engine();
+        let mut backend = agent.backend();
+        let engine = backend.engine_alone()?;
         engine.remove_device(network, id);
         engine.remove_device(port.network, id);
         for (of, device, end) in [
@@ -347,10 +346,10 @@ async fn mend(
         let mtu = agent.mtu();
         for of in [network, port.network] {
             // In one go, as its keys may be changed at the same time.
-            let mut engine = agent.engine();
-            let device = engine.device(of, id).filter(|device| device.mtu != mtu).cloned();
+            let mut backend = agent.backend();
+            let device = backend.device(of, id).filter(|device| device.mtu != mtu);
             if let Some(device) = device {
-                engine.change_device(of, Device { mtu, ..device })?;
+                backend.put_device(of, Device { mtu, ..device }, None)?;
             }
         }
         Ok(())

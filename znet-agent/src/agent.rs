@@ -22,10 +22,10 @@ use znet_core::name::Name;
 use znet_wg::control::Peer;
 
 use crate::access;
+use crate::backend::{Backend, Choice};
 use crate::contact::{Contact, Controller};
 use crate::dns::Dns;
 use crate::dns::names::Directory;
-use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::files::{Attachment, Files, MapCache, Membership};
 use crate::host::{link, netns, socket};
@@ -67,6 +67,8 @@ pub struct Options {
     pub map_cache: MapCache,
     /// Whether containers get a resolver.
     pub dns: bool,
+    /// What is to move the packets.
+    pub backend: Choice,
 }
 
 /// What changes about a network while the agent is a member.
@@ -183,7 +185,7 @@ pub struct Agent {
     pub owners: OwnerLocks,
     /// The next look of [`crate::reconcile`] goes to the links and the map as well, not only to the engine.
     closely: AtomicBool,
-    engine: Mutex<Engine>,
+    backend: Mutex<Backend>,
     /// The MTU of devices and when it was found out.
     mtu: Mutex<Option<(Instant, u32)>>,
     networks: RwLock<BTreeMap<NetworkId, Arc<Joined>>>,
@@ -195,24 +197,27 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]: a privilege or a device is missing, another agent runs, or a file cannot be read.
     pub fn open(options: Options, replace_engine: bool) -> Result<Arc<Self>, AgentError> {
-        znet_wg::io::tun::check()?;
         let files = Files::open(&options.state_dir, options.map_cache)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&options.run_dir);
         made.map_err(|source| AgentError::File { path: options.run_dir.clone(), source })?;
         let identity = files.identity()?;
         let node = identity.node_id().map_err(|error| AgentError::Invalid(error.to_string()))?;
-        let engine = Mutex::new(Engine::adopt(&options.run_dir));
+        let memberships = files.memberships()?;
+        let mut accesses = memberships.iter().map(|membership| files.access(membership.network));
+        let has_access = accesses.any(|kept| kept.is_ok_and(|kept| !kept.keys.is_empty()));
+        let chosen = Backend::choose(options.backend, &options.run_dir, options.listen_port, has_access);
+        let backend = Mutex::new(chosen?);
         let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
         let mtu = Mutex::new(None);
         let owners = OwnerLocks::default();
         let dns = Dns::new(options.dns)?;
         let agent =
-            Self { options, files, identity, node, dns, wake, owners, closely, engine, mtu, networks };
+            Self { options, files, identity, node, dns, wake, owners, closely, backend, mtu, networks };
         if replace_engine {
-            agent.engine().dismiss();
+            agent.backend().dismiss();
         }
-        agent.engine().ensure(&|_| Vec::new())?;
-        for membership in agent.files.memberships()? {
+        agent.backend().ensure(&|_| Vec::new())?;
+        for membership in memberships {
             agent.take_up(membership, None)?;
         }
         agent.remove_strangers();
@@ -245,11 +250,11 @@ impl Agent {
     fn remove_strangers(&self) {
         let of = |joined: &Arc<Joined>| [Some(joined.membership.network), joined.state().access.network()];
         let members: BTreeSet<NetworkId> = self.networks().iter().flat_map(of).flatten().collect();
-        let mut engine = self.engine();
-        let served: Vec<NetworkId> = engine.networks().keys().copied().collect();
+        let mut backend = self.backend();
+        let served: Vec<NetworkId> = backend.networks();
         for stranger in served.into_iter().filter(|id| !members.contains(id)) {
             tracing::info!(network = %stranger, "removing a network that this node is no member of");
-            engine.remove_network(stranger);
+            backend.remove_network(stranger);
         }
         socket::remove_dead_wg_sockets();
     }
@@ -260,30 +265,24 @@ impl Agent {
         secret: Option<TokenSecret>,
     ) -> Result<Arc<Joined>, AgentError> {
         let id = membership.network;
-        let served = self.engine().port(id);
-        if let Some(port) = served {
-            membership.port = port;
-            self.engine().set_keepalive(id, self.options.keepalive)?;
-        } else {
-            // A port that others may have learned is kept if it can be.
-            let wanted = if membership.port == 0 { self.options.listen_port } else { membership.port };
-            let (port, sockets) = socket::bind_port(wanted)?;
-            membership.port = port;
-            self.engine().put_network(id, sockets, self.options.keepalive)?;
-        }
+        let attachments = self.files.attachments(id)?;
+        // A port that others may have learned is kept if it can be.
+        let wanted = if membership.port == 0 { self.options.listen_port } else { membership.port };
+        let (port, served) = self.backend().take_up(id, wanted, self.options.keepalive, &attachments)?;
+        membership.port = port;
         let mut member = Member::new(id, membership.verifying_key);
         // Put together, so that what is torn at the end of the deltas does not stand before new ones.
         let torn = self.files.load_map(&mut member, &membership.former_keys);
         let behind = torn && self.files.put_map(&member).is_err();
         let map_behind = Mutex::new(behind.then(Instant::now));
-        let attachments = self.files.attachments(id)?.into_iter().map(|a| (a.name.clone(), a)).collect();
+        let attachments = attachments.into_iter().map(|a| (a.name.clone(), a)).collect();
         let releases = self.files.releases(id)?;
         let access = access::State::new(self.files.access(id)?);
         // Without a map the engine knows better: links that it serves go on.
-        let peers_unknown = served.is_some() && member.head().is_none();
+        let peers_unknown = served && member.head().is_none();
         if !peers_unknown {
             let peers: Vec<Peer> = self.viewpoint(&membership).peers(member.map()).collect();
-            self.engine().replace_peers(id, peers)?;
+            self.backend().replace_peers(id, peers)?;
         }
         if secret.is_none()
             && let Err(error) = self.files.put_membership(&membership)
@@ -322,10 +321,10 @@ impl Agent {
             left.state().attachments.clear();
             let access = left.state().access.network();
             if let Some(access) = access {
-                self.engine().remove_network(access);
+                self.backend().remove_network(access);
             }
         }
-        self.engine().remove_network(network);
+        self.backend().remove_network(network);
         if let Err(error) = self.files.remove_network(network) {
             tracing::warn!(%error, "the files of a network that was left could not be removed");
         }
@@ -369,9 +368,9 @@ impl Agent {
         self.closely.swap(false, Ordering::Relaxed)
     }
 
-    /// Takes the lock on the engine. Whoever holds it may block; it is not taken on a thread of the runtime.
-    pub fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the lock on what moves the packets. Whoever holds it may block; it is not taken on a thread of the runtime.
+    pub fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The networks of this node.

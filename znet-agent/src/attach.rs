@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,8 @@ pub async fn attach(
         }
         return Ok(existing);
     }
-    let (record, key, revision) = ask_patiently(joined, &order).await?;
+    let port = reserve_port(agent, None).await?;
+    let (record, key, revision) = ask_patiently(joined, &order, port).await?;
     let attachment = Attachment {
         container: record.id,
         name: order.name.clone(),
@@ -94,6 +96,7 @@ pub async fn attach(
         owner: order.owner.clone(),
         no_dns: order.no_dns,
         lent: None,
+        port: record.port,
     };
     // Written first: whatever is left half done is found by the next start.
     let mut done = put_attachment(agent, joined, attachment.clone());
@@ -287,7 +290,7 @@ async fn existing(
     }
     let (asking, old, network) = (agent.clone(), attachment.clone(), joined.membership.network);
     let (served, there) = blocking(move || {
-        let served = asking.engine().device(network, old.container).is_some();
+        let served = asking.backend().device(network, old.container).is_some();
         Ok((served, still_there(&old.netns, old.netns_id)))
     })
     .await?;
@@ -313,11 +316,15 @@ async fn existing(
 pub(crate) type Given = (ContainerRecord, PrivateKey, Revision);
 
 /// Asks the controller for a container, and again while it is away and there is patience for it.
-pub(crate) async fn ask_patiently(joined: &Joined, order: &AttachOrder) -> Result<Given, AgentError> {
+pub(crate) async fn ask_patiently(
+    joined: &Joined,
+    order: &AttachOrder,
+    port: Option<NonZeroU16>,
+) -> Result<Given, AgentError> {
     let deadline = Instant::now() + order.wait_controller;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match ask_controller(joined, &order.name, &order.addresses, left).await {
+        match ask_controller(joined, &order.name, (&order.addresses, port), left).await {
             // It died under the question, or was away to the end.
             Err(AgentError::ControllerAway { .. }) if Instant::now() < deadline => {
                 tokio::time::sleep(ASK_AGAIN).await;
@@ -327,11 +334,20 @@ pub(crate) async fn ask_patiently(joined: &Joined, order: &AttachOrder) -> Resul
     }
 }
 
+/// The port that a container's device will have, where it has one of its own: the wanted one if it is free.
+pub(crate) async fn reserve_port(
+    agent: &Arc<Agent>,
+    wanted: Option<NonZeroU16>,
+) -> Result<Option<NonZeroU16>, AgentError> {
+    let agent = agent.clone();
+    blocking(move || agent.backend().reserve_port(wanted)).await
+}
+
 /// Asks the controller for a container; its answer holds the private key this once.
 pub(crate) async fn ask_controller(
     joined: &Joined,
     name: &Name,
-    addresses: &[IpAddr],
+    (addresses, port): (&[IpAddr], Option<NonZeroU16>),
     patience: Duration,
 ) -> Result<Given, AgentError> {
     let request = v1::AttachRequest {
@@ -339,7 +355,7 @@ pub(crate) async fn ask_controller(
         name: name.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         public_key: Vec::new(),
-        port: None,
+        port: port.map(|port| port.get().into()),
     };
     let mut client = joined.controller_within(patience).await?;
     let reply = bounded(joined, client.attach(request)).await?;
@@ -408,7 +424,7 @@ pub(crate) async fn drop_local(agent: &Arc<Agent>, joined: &Arc<Joined>, attachm
     let (answering, netns_id) = (agent.clone(), attachment.netns_id);
     let (agent, joined, attachment) = (agent.clone(), joined.clone(), attachment.clone());
     let dropped = blocking(move || {
-        agent.engine().remove_device(joined.membership.network, attachment.container);
+        agent.backend().remove_device(joined.membership.network, attachment.container);
         let mut state = joined.state();
         state.attachments.remove(&attachment.name);
         let all: Vec<&Attachment> = state.attachments.values().collect();

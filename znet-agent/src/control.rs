@@ -129,7 +129,7 @@ pub async fn join(agent: &Arc<Agent>, joined: &Arc<Joined>) -> Result<(AgentClie
     let (mut client, at) = connect(&joined.places(), &agent.identity, from).await?;
     joined.endpoint.store(at, Ordering::Relaxed);
     let (asking, port) = (agent.clone(), membership.port);
-    let said = move || (asking.endpoints(port), asking.engine().holds_two_keys());
+    let said = move || (asking.endpoints(port), asking.backend().holds_two_keys());
     let (endpoints, two_keys) = tokio::task::spawn_blocking(said).await.unwrap_or_default();
     let secret = joined.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let request = v1::JoinRequest {
@@ -289,14 +289,14 @@ async fn heard(agent: &Arc<Agent>, joined: &Arc<Joined>, asked: &v1::Ask) -> Opt
     let heard = blocking(move || {
         let owners = keys_of(joined.state().member.map(), &nodes);
         let keys: Vec<PublicKey> = owners.keys().copied().collect();
-        let heard = agent.engine().heard(joined.membership.network, &keys, within)?;
+        let heard = agent.backend().heard(joined.membership.network, &keys, within)?;
         Ok(heard.iter().filter_map(|key| owners.get(key).copied()).collect::<BTreeSet<NodeId>>())
     });
     match heard.await {
         Ok(nodes) if nodes.is_empty() => None,
         Ok(nodes) => Some(v1::Heard { nodes: nodes.iter().map(|node| node.as_bytes().to_vec()).collect() }),
         Err(error) => {
-            tracing::warn!(%error, "the engine did not tell whom it has heard");
+            tracing::warn!(%error, "the backend did not tell whom it has heard");
             None
         }
     }
@@ -448,14 +448,14 @@ async fn tell_engine(
         };
         let network = joined.membership.network;
         let result = if joined.take_peers_unknown() {
-            agent.engine().replace_peers(network, agent.all_peers(network))
+            agent.backend().replace_peers(network, agent.all_peers(network))
         } else {
-            agent.engine().change_peers(network, &changes.put, &changes.remove)
+            agent.backend().change_peers(network, &changes.put, &changes.remove)
         };
         if let Err(error) = result {
             // A new engine gets all peers, so nothing is lost.
             tracing::warn!(%error, "the engine did not take a change of peers");
-            agent.engine().ensure(&|network| agent.all_peers(network))?;
+            agent.backend().ensure(&|network| agent.all_peers(network))?;
         }
         settle(&agent, &joined, touched.containers());
         Ok(())

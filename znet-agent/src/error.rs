@@ -10,6 +10,7 @@ use znet_local::Owner;
 use znet_wg::control::EngineError;
 use znet_wg::engine::SpawnError;
 
+use crate::backend::kernel::wg::WgError;
 use crate::host::netns::NetnsError;
 use crate::host::socket::SocketError;
 use znet_wg::io::tun::TunError;
@@ -80,6 +81,12 @@ pub enum AgentError {
         /// The name.
         name: Name,
     },
+    /// The kernel's WireGuard does not do it.
+    #[error(
+        "the packets of this node are moved by the kernel, which serves no access points and no containers \
+         of Docker: start its agent with `--backend engine`, or use another node"
+    )]
+    NeedsEngine,
     /// The interface's name cannot be one.
     #[error("{name:?} is no name for an interface: use 1 to 15 characters without / and white space")]
     Ifname {
@@ -105,6 +112,17 @@ pub enum AgentError {
     /// A namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A device of the kernel's WireGuard.
+    #[error(transparent)]
+    Wg(#[from] WgError),
+    /// Something else of the operating system.
+    #[error("{doing}: {source}")]
+    Host {
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
     /// A TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -149,6 +167,7 @@ impl AgentError {
             Self::UnknownOwner { .. } => (404, "unknown_owner"),
             Self::NetnsInUse { .. } => (409, "netns_in_use"),
             Self::AccessPoint { .. } => (409, "access_point"),
+            Self::NeedsEngine => (409, "needs_engine"),
             Self::Ifname { .. } => (422, "invalid_ifname"),
             Self::Token(_) => (422, "invalid_token"),
             Self::Busy { .. } => (409, "busy"),
@@ -161,6 +180,8 @@ impl AgentError {
             Self::Tun(TunError::NoDevice(_)) => (500, "no_tun"),
             Self::NotApplied { .. } => (504, "not_applied"),
             Self::Netns(_)
+            | Self::Wg(_)
+            | Self::Host { .. }
             | Self::Tun(_)
             | Self::Socket(_)
             | Self::Engine(_)

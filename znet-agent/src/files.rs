@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,6 +99,9 @@ pub struct Attachment {
     /// Since when, in seconds since 1970, its device is lent: see [`crate::lent`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lent: Option<u64>,
+    /// The UDP port of its own device, where the kernel serves it.
+    #[serde(default)]
+    pub port: Option<NonZeroU16>,
 }
 
 /// The agent's directory, held by one agent at a time.

@@ -24,7 +24,7 @@ use crate::attach::{
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::{Netns, NetnsError, NetnsId, run_in_host};
-use crate::host::{link, socket};
+use crate::host::link;
 use crate::owned::find;
 use crate::reconcile::Target;
 
@@ -53,7 +53,10 @@ pub(crate) async fn lend(
         return Err(AgentError::AttachedElsewhere { name, netns, ifname });
     }
     let netns_id = NetnsId::host()?;
-    let (record, key, revision) = ask_patiently(joined, &order).await?;
+    let asking = agent.clone();
+    // The kernel's device has no descriptor that would tell where it was moved to.
+    blocking(move || asking.backend().engine_alone().map(|_| ())).await?;
+    let (record, key, revision) = ask_patiently(joined, &order, None).await?;
     let device = device_name(joined, &record);
     let attachment = Attachment {
         container: record.id,
@@ -67,6 +70,7 @@ pub(crate) async fn lend(
         owner: order.owner,
         no_dns: order.no_dns,
         lent: Some(now()),
+        port: None,
     };
     // Written first: whatever is left half done is found by the next start.
     let mut done = put_attachment(agent, joined, attachment.clone());
@@ -98,8 +102,7 @@ async fn make(
             error => error.into(),
         })?;
         run_in_host(|handle| async move { link::set_up(&handle, name, Some(mtu), false).await })?;
-        let fds = vec![tun, socket::wg_listener(name)?.into()];
-        agent.engine().put_device(joined.membership.network, target.device, fds)
+        agent.backend().put_device(joined.membership.network, target.device, Some(tun))
     })
     .await
 }
@@ -188,8 +191,11 @@ async fn whereabouts(
     let (agent, joined, attachment) = (agent.clone(), joined.clone(), attachment.clone());
     blocking(move || {
         let overdue = attachment.lent.is_none_or(|since| since.saturating_add(LENT_FOR) < now());
-        let found = agent.engine().whereabouts(joined.membership.network, attachment.container);
-        let Ok(Some((ifname, netns))) = found else { return Ok(Now::Gone) };
+        let (network, container) = (joined.membership.network, attachment.container);
+        let mut backend = agent.backend();
+        let found = backend.engine_alone().map(|engine| engine.whereabouts(network, container));
+        drop(backend);
+        let Ok(Ok(Some((ifname, netns)))) = found else { return Ok(Now::Gone) };
         let netns_id = NetnsId::of(netns)?;
         if netns_id == NetnsId::host()? {
             return Ok(if overdue { Now::Gone } else { Now::Busy });

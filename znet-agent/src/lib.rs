@@ -16,6 +16,7 @@
 //! | [`lent`] | devices that a runtime moves into its containers by itself |
 //! | [`owned`] | attachments on behalf of runtimes: detaching, checking and collecting by owner |
 //! | [`reconcile`] | making and carrying out plans |
+//! | [`backend`] | what moves the packets: the engine, or the kernel |
 //! | [`dns`] | the resolvers of containers |
 //! | [`engine`] | the hold on the engine process |
 //! | [`host`] | namespaces, links, TUN devices and sockets |
@@ -28,6 +29,7 @@
 pub mod access;
 pub mod agent;
 pub mod attach;
+pub mod backend;
 pub mod cli;
 pub mod client;
 pub mod contact;

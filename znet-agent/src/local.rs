@@ -26,6 +26,7 @@ use znet_wg::control::{DeviceStats, NetworkStats};
 use crate::access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{AttachOrder, attach, blocking, detach};
+use crate::backend::Kind;
 use crate::dns::serve::DnsStats;
 use crate::error::AgentError;
 use crate::files::Attachment;
@@ -125,6 +126,15 @@ pub struct ServedAccess {
     pub outer: Option<DeviceStats>,
 }
 
+/// What moves the packets, and why it is that.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// The kernel's WireGuard, or the engine.
+    pub kind: Kind,
+    /// Why it is this one.
+    pub why: String,
+}
+
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -132,6 +142,8 @@ pub struct Status {
     pub node: String,
     /// The version of znet.
     pub version: String,
+    /// What moves the packets.
+    pub backend: BackendStatus,
     /// The engine's process; absent while there is none.
     pub engine_pid: Option<u32>,
     /// The networks of this node.
@@ -295,7 +307,7 @@ async fn ready(State(agent): State<Arc<Agent>>, body: bytes::Bytes) -> Result<Js
         Some(name) => agent.network_named(name)?.controller.is_connected(),
         None => agent.networks().iter().any(|joined| joined.controller.is_connected()),
     };
-    let engine = blocking(move || Ok(agent.engine().pid().is_some())).await?;
+    let engine = blocking(move || Ok(agent.backend().works())).await?;
     Ok(Json(Readiness { engine, controller }))
 }
 
@@ -330,7 +342,7 @@ async fn leave(
 
 fn describe(agent: &Agent, joined: &Joined, attachment: &Attachment) -> AttachedContainer {
     let device =
-        agent.engine().device(joined.membership.network, attachment.container).map(|device| device.mtu);
+        agent.backend().device(joined.membership.network, attachment.container).map(|device| device.mtu);
     let dns = agent.dns.config(&joined.membership.name, attachment);
     AttachedContainer {
         network: joined.membership.name.to_string(),
@@ -348,9 +360,10 @@ fn describe(agent: &Agent, joined: &Joined, attachment: &Attachment) -> Attached
 }
 
 fn status_of(agent: &Agent) -> Status {
-    let (engine_pid, stats) = {
-        let mut engine = agent.engine();
-        (engine.pid(), engine.stats().unwrap_or_default())
+    let (backend, engine_pid, stats) = {
+        let mut backend = agent.backend();
+        let which = BackendStatus { kind: backend.kind(), why: backend.why.clone() };
+        (which, backend.pid(), backend.stats().unwrap_or_default())
     };
     let networks = agent.networks().into_iter().map(|joined| {
         let (attachments, revision, nodes, containers) = {
@@ -391,6 +404,7 @@ fn status_of(agent: &Agent) -> Status {
     Status {
         node: agent.node.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        backend,
         engine_pid,
         networks: networks.collect(),
     }

@@ -17,7 +17,7 @@ use znet_wg::control::{Device, WirePrivateKey};
 
 use crate::agent::{Agent, Joined};
 use crate::attach::{blocking, bounded, is_ours, network_bytes};
-use crate::engine::Engine;
+use crate::backend::{Backend, Kind};
 use crate::error::AgentError;
 use crate::files::Attachment;
 
@@ -83,11 +83,11 @@ impl Own {
     /// What is to be done about its pairs, and its device.
     fn look(
         &self,
-        engine: &Engine,
+        backend: &Backend,
         network: NetworkId,
         record: &ContainerRecord,
     ) -> Option<(PairStep, Device)> {
-        let device = engine.device(network, self.container).cloned()?;
+        let device = backend.device(network, self.container)?;
         Some((step(record, held(&device)), device))
     }
 }
@@ -118,8 +118,8 @@ pub(crate) fn settle_attached(
 
 fn settle_one(agent: &Agent, joined: &Joined, own: &Own) -> Result<(), AgentError> {
     let Some(record) = own.record(agent, joined) else { return Ok(()) };
-    let mut engine = agent.engine();
-    let Some((step, mut device)) = own.look(&engine, joined.membership.network, &record) else {
+    let mut backend = agent.backend();
+    let Some((step, mut device)) = own.look(&backend, joined.membership.network, &record) else {
         return Ok(());
     };
     device.also_is_next = false;
@@ -132,7 +132,7 @@ fn settle_one(agent: &Agent, joined: &Joined, own: &Own) -> Result<(), AgentErro
         _ => return Ok(()),
     }
     tracing::info!(name = %own.name, key = %device.private_key.0.public_key(), ?step, "changing keys");
-    engine.change_device(joined.membership.network, device)
+    backend.put_device(joined.membership.network, device, None)
 }
 
 /// Tells the controller of what it waits for: new pairs that it asked for.
@@ -144,7 +144,7 @@ pub(crate) async fn offer_all(agent: &Arc<Agent>, joined: &Arc<Joined>) {
     let waited_for = blocking(move || {
         let wanted = |own: &Own| {
             let record = own.record(&looking, &at)?;
-            let (step, _) = own.look(&looking.engine(), at.membership.network, &record)?;
+            let (step, _) = own.look(&looking.backend(), at.membership.network, &record)?;
             (step != PairStep::Keep).then(|| own.name.clone())
         };
         Ok(Own::all(&looking, &at).iter().filter_map(wanted).collect::<Vec<Name>>())
@@ -191,28 +191,35 @@ enum Offer {
 /// Does what can be done here. Blocks.
 fn prepare(agent: &Agent, joined: &Joined, own: &Own) -> Result<Option<Offer>, AgentError> {
     let Some(record) = own.record(agent, joined) else { return Ok(None) };
-    let mut engine = agent.engine();
-    let Some((step, mut device)) = own.look(&engine, joined.membership.network, &record) else {
+    let mut backend = agent.backend();
+    let Some((step, mut device)) = own.look(&backend, joined.membership.network, &record) else {
         return Ok(None);
     };
     Ok(match step {
         PairStep::Keep => None,
         PairStep::Swap { .. } | PairStep::Drop => {
-            drop(engine);
+            drop(backend);
             settle_one(agent, joined, own)?;
             None
         }
         PairStep::Offer(public_key) => Some(Offer::Next(public_key)),
         PairStep::Reclaim => Some(Offer::InUse(device.private_key.0.public_key())),
         PairStep::Make => {
-            if !engine.holds_two_keys() {
-                let why = "the engine is of a version that cannot change keys; restart the agent with --replace-engine";
+            if !backend.holds_two_keys() {
+                let why = match backend.kind() {
+                    Kind::Engine => {
+                        "the engine is of a version that cannot change keys; restart the agent with --replace-engine"
+                    }
+                    Kind::Kernel => {
+                        "a device of the kernel's has one key; restart the agent with --backend engine"
+                    }
+                };
                 return Err(AgentError::Invalid(why.to_owned()));
             }
             let next = PrivateKey::generate(&mut rand::rng());
             let public_key = next.public_key();
             (device.also_private_key, device.also_is_next) = (Some(WirePrivateKey(next)), true);
-            engine.change_device(joined.membership.network, device)?;
+            backend.put_device(joined.membership.network, device, None)?;
             Some(Offer::Next(public_key))
         }
     })
@@ -234,7 +241,7 @@ async fn reclaim(
         name: own.name.to_string(),
         addresses: addresses.map(ToString::to_string).collect(),
         public_key: public_key.as_bytes().to_vec(),
-        port: None,
+        port: own.attachment.as_ref().and_then(|attachment| attachment.port).map(|port| port.get().into()),
     };
     let reply = bounded(joined, joined.controller()?.attach(request)).await?;
     match own.attachment {

@@ -1,12 +1,14 @@
 //! From what is to what should be: make plans, carry them out, again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use znet_api::v1;
+use znet_core::id::NetworkId;
 use znet_core::plan::{Desired, DeviceKey, Observed, ObservedService, Step, plan};
 use znet_wg::control::Device;
 
@@ -14,13 +16,14 @@ use crate::access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{
     Keys, addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
-    put_attachment, release_leftovers, still_there,
+    put_attachment, release_leftovers, reserve_port, still_there,
 };
+use crate::backend::{Kind, kernel};
 use crate::engine::address_set;
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::{Netns, NetnsError};
-use crate::host::{link, socket};
+use crate::host::{link, wireguard};
 use crate::lent;
 use crate::pairs::{offer_all, settle_attached};
 use znet_wg::io::tun::{Queues, Tun, TunError};
@@ -38,8 +41,9 @@ pub struct Target {
     pub desired: Desired,
     /// What the engine should serve.
     pub device: Device,
-    network: znet_core::id::NetworkId,
+    network: NetworkId,
     ifname: String,
+    port: Option<NonZeroU16>,
 }
 
 impl Target {
@@ -57,6 +61,7 @@ impl Target {
             device: device(attachment, keys, mtu),
             network: joined.membership.network,
             ifname: attachment.ifname.clone(),
+            port: attachment.port,
         }
     }
 }
@@ -70,25 +75,28 @@ pub fn carry_out(agent: &Agent, netns: &Netns, target: &Target, steps: &[Step]) 
         tracing::debug!(%step, "carrying out");
     }
     if let Some(Step::Remove(key)) = steps.iter().find(|step| matches!(step, Step::Remove(_))) {
-        agent.engine().remove_device(key.network, key.container);
+        agent.backend().remove_device(key.network, key.container);
+    }
+    if steps.iter().any(|step| matches!(step, Step::MakeLink(_))) {
+        let Target { network, ifname, device, port, .. } = target;
+        agent.backend().make_link(*network, netns, ifname, device, *port)?;
     }
     let inside = steps.iter().any(|step| !matches!(step, Step::Remove(_) | Step::Serve(_)));
     // All that happens inside the namespace happens on one visit and over one netlink socket, in the order of the plan.
-    let tun = if inside { change_inside(netns, target, steps)? } else { None };
+    let tun = if inside { change_inside(netns, target, steps, agent.backend().kind())? } else { None };
     if steps.iter().any(|step| matches!(step, Step::Serve(_))) {
-        match tun {
-            Some(tun) => {
-                let fds = vec![tun, socket::wg_listener(&target.device.name)?.into()];
-                agent.engine().put_device(target.network, target.device.clone(), fds)?;
-            }
-            None => agent.engine().change_device(target.network, target.device.clone())?,
-        }
+        agent.backend().put_device(target.network, target.device.clone(), tun)?;
     }
     Ok(())
 }
 
 /// Carries out what is to be done inside a namespace. Returns the TUN device that was made, if one was.
-fn change_inside(netns: &Netns, target: &Target, steps: &[Step]) -> Result<Option<OwnedFd>, AgentError> {
+fn change_inside(
+    netns: &Netns,
+    target: &Target,
+    steps: &[Step],
+    backend: Kind,
+) -> Result<Option<OwnedFd>, AgentError> {
     let name = target.ifname.as_str();
     let mut made = None;
     let tun = &mut made;
@@ -96,6 +104,8 @@ fn change_inside(netns: &Netns, target: &Target, steps: &[Step]) -> Result<Optio
         link::set_up(&handle, "lo", None, true).await?;
         for step in steps {
             match step {
+                // The kernel's was made in the host's namespace.
+                Step::MakeLink(_) if backend == Kind::Kernel => {}
                 Step::MakeLink(_) => match Tun::create(name, Queues::Single) {
                     Ok(device) => *tun = Some(Ok(device)),
                     Err(error) => {
@@ -140,11 +150,9 @@ pub async fn run(agent: Arc<Agent>) {
 async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
     let asking = agent.clone();
     let (new, gone) = blocking(move || {
-        let mut engine = asking.engine();
-        let new = engine.ensure(&|network| asking.all_peers(network))?;
-        let gone =
-            engine.stats()?.devices.into_iter().filter(|(_, _, gone, _)| *gone).map(|(n, c, ..)| (n, c));
-        Ok((new, gone.collect::<BTreeSet<_>>()))
+        let mut backend = asking.backend();
+        let new = backend.ensure(&|network| asking.all_peers(network))?;
+        Ok((new, backend.gone()?.into_iter().collect::<BTreeSet<_>>()))
     })
     .await?;
     for joined in agent.networks() {
@@ -170,7 +178,7 @@ async fn look(agent: &Arc<Agent>, links_too: bool) -> Result<(), AgentError> {
                 lent::look(agent, &joined, attachment, vanished).await;
                 continue;
             }
-            let served = agent.engine().device(key.network, key.container).is_some();
+            let served = agent.backend().device(key.network, key.container).is_some();
             // The TUN device keeps the namespace, so that nobody tells of its end: its path does.
             let there = still_there(&attachment.netns, attachment.netns_id);
             if links_too || new || vanished || !served || !there {
@@ -202,10 +210,7 @@ async fn report_endpoints(agent: &Arc<Agent>, joined: &Arc<Joined>) {
 /// Removes devices that no attachment names, and attachments that the map does not name any more.
 async fn remove_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>) {
     let network = joined.membership.network;
-    let served: Vec<_> = {
-        let engine = agent.engine();
-        engine.networks().get(&network).map(|held| held.devices.keys().copied().collect()).unwrap_or_default()
-    };
+    let served = agent.backend().devices(network);
     let accesses = access::containers(agent, joined);
     let (strangers, expelled) = {
         let state = joined.state();
@@ -227,7 +232,7 @@ async fn remove_strangers(agent: &Arc<Agent>, joined: &Arc<Joined>) {
         tracing::info!(%network, %container, "removing what is left of an attachment");
         let agent = agent.clone();
         let _ = blocking(move || {
-            agent.engine().remove_device(network, container);
+            agent.backend().remove_device(network, container);
             Ok(())
         })
         .await;
@@ -244,7 +249,7 @@ async fn look_at(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachmen
     let result = if !there {
         tracing::info!(%name, netns = %attachment.netns.display(), "the container's namespace is gone; detaching it");
         detach_this(agent, joined, &attachment).await
-    } else if vanished || agent.engine().device(joined.membership.network, attachment.container).is_none() {
+    } else if vanished || agent.backend().device(joined.membership.network, attachment.container).is_none() {
         rebuild(agent, joined, attachment, vanished).await
     } else {
         mend(agent, joined, attachment).await
@@ -266,27 +271,31 @@ async fn rebuild(
     let _guard = joined.lock_name(&name).await;
     // It may have been detached, and its name attached again, since it was looked at; or an attach that was under way then
     // has come to its end.
-    let served = agent.engine().device(joined.membership.network, attachment.container).is_some();
+    let served = agent.backend().device(joined.membership.network, attachment.container).is_some();
     if !is_current(joined, &attachment) || (served && !vanished) {
         return Ok(());
     }
-    name_is_free(&attachment).await?;
     let network = joined.membership.network;
-    let held = agent.engine().device(network, attachment.container).map(Keys::of);
+    name_is_free(network, &attachment).await?;
+    let held = agent.backend().device(network, attachment.container).as_ref().map(Keys::of);
     let (record, key, revision) = match held {
         Some(key) => {
             let (removing, container) = (agent.clone(), attachment.container);
             blocking(move || {
-                removing.engine().remove_device(network, container);
+                removing.backend().remove_device(network, container);
                 Ok(())
             })
             .await?;
             return build(agent, joined, attachment, key).await;
         }
-        None => ask_controller(joined, &name, &attachment.addresses, Duration::ZERO).await?,
+        None => {
+            let port = reserve_port(agent, attachment.port).await?;
+            ask_controller(joined, &name, (&attachment.addresses, port), Duration::ZERO).await?
+        }
     };
     attachment.container = record.id;
     attachment.addresses = record.addresses().collect();
+    attachment.port = record.port;
     attachment.revision = revision;
     put_attachment(agent, joined, attachment.clone())?;
     build(agent, joined, attachment, key.into()).await
@@ -294,14 +303,18 @@ async fn rebuild(
 
 /// Whatever took the name of an interface that is gone is somebody else's: it is left alone, and no controller is asked
 /// for a pair that could not be used.
-async fn name_is_free(attachment: &Attachment) -> Result<(), AgentError> {
+async fn name_is_free(network: NetworkId, attachment: &Attachment) -> Result<(), AgentError> {
     let (path, name) = (attachment.netns.clone(), attachment.ifname.clone());
+    let mark = kernel::mark(network, attachment.container);
     blocking(move || {
         let looked_for = name.clone();
         let netns = Netns::open(&path)?;
         match netns.run(|handle| async move { link::index_of(&handle, &looked_for).await })? {
-            Some(_) => Err(NetnsError::NameTaken { name }.into()),
-            None => Ok(()),
+            // A device of the kernel's that could not be taken over makes room.
+            Some(_) if wireguard::find(&netns, &mark)?.is_none() => {
+                Err(NetnsError::NameTaken { name }.into())
+            }
+            _ => Ok(()),
         }
     })
     .await
@@ -335,7 +348,7 @@ pub(crate) fn difference(
     attachment: &Attachment,
 ) -> Result<Option<(Netns, Target, Vec<Step>)>, AgentError> {
     let key = DeviceKey { network: joined.membership.network, container: attachment.container };
-    let Some(device) = agent.engine().device(key.network, key.container).cloned() else { return Ok(None) };
+    let Some(device) = agent.backend().device(key.network, key.container) else { return Ok(None) };
     let target = Target::new(agent, joined, attachment, &Keys::of(&device));
     let netns = Netns::open(&attachment.netns)?;
     let name = attachment.ifname.clone();

@@ -11,6 +11,7 @@
 //! | [`offload`] | big packets of one flow: cut up on their way out, joined on their way in |
 //! | [`io`] | the system calls that move packets: TUN devices, UDP sockets |
 //! | [`plane`] | the threads that move packets |
+//! | [`knock`] | whose an initiation is, for who hears it without being the one to answer |
 //! | [`uapi`] | the cross-platform configuration protocol in full: its text, and the socket that `wg(8)` looks for |
 //! | [`standalone`] | a device of its own, `znet-wg NAME`: what it takes beside a data plane to be a program |
 //! | [`engine`] | the process that an agent starts: control connection, `wg(8)`'s socket |
@@ -19,6 +20,7 @@
 pub mod control;
 pub mod engine;
 pub mod io;
+pub mod knock;
 pub mod net;
 pub mod offload;
 pub mod plane;

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use znet_cli::Common;
 use znet_core::name::Name;
 
+use crate::backend::Choice;
 use crate::files::MapCache;
 
 /// The node agent of znet: joins networks and gives containers their encrypted links.
@@ -127,6 +128,9 @@ pub struct RunArgs {
     /// Give containers no resolver: they find each other by address alone
     #[arg(long, env = "ZNET_NO_DNS")]
     pub no_dns: bool,
+    /// What is to move the packets
+    #[arg(long, value_enum, value_name = "BACKEND", default_value = "auto", env = "ZNET_BACKEND")]
+    pub backend: Choice,
     /// Start a new engine even if one runs; links pause for a moment
     #[arg(long)]
     pub replace_engine: bool,

@@ -4,6 +4,7 @@ use znet_cli::exit::{Failure, Kind};
 use znet_cli::output::{self, Format};
 
 use super::args::{AttachArgs, Command, TokenArgs};
+use crate::backend::Kind as Backend;
 use crate::client::LocalClient;
 use crate::local::{AttachRequest, AttachedContainer, ContainerStatus, DetachRequest, JoinRequest, Status};
 
@@ -94,7 +95,9 @@ fn print_status(status: &Status, format: Format) {
         return output::json(status);
     }
     let engine = status.engine_pid.map_or_else(|| "not running".to_owned(), |pid| format!("process {pid}"));
-    output::line(&format!("node {}\nversion {}, engine: {engine}\n", status.node, status.version));
+    let engine = if status.backend.kind == Backend::Engine { format!(", {engine}") } else { String::new() };
+    let backend = format!("backend: {}{engine} ({})", status.backend.kind, status.backend.why);
+    output::line(&format!("node {}\nversion {}, {backend}\n", status.node, status.version));
     let networks = status.networks.iter().map(|network| {
         vec![
             network.name.clone(),

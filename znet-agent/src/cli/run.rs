@@ -27,6 +27,7 @@ pub(super) async fn run(args: RunArgs, run_dir: PathBuf) -> Result<(), Failure> 
         keepalive: args.keepalive,
         map_cache: args.map_cache,
         dns: !args.no_dns,
+        backend: args.backend,
     };
     // Signals that come from here on end the agent in an orderly way.
     let io = |error: std::io::Error| Failure::new(Kind::Failure, "signals", error);

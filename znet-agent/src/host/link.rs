@@ -23,12 +23,12 @@ const ENODEV: i32 = -19;
 const ESRCH: i32 = -3;
 const EADDRNOTAVAIL: i32 = -99;
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetnsError {
+pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetnsError {
     let what = what.into();
     move |source| NetnsError::Netlink { what, source }
 }
 
-fn code(error: &rtnetlink::Error) -> i32 {
+pub(super) fn code(error: &rtnetlink::Error) -> i32 {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.raw_code(),
         _ => 0,
@@ -51,7 +51,7 @@ pub async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetnsE
     Ok(get(handle, name).await?.map(|link| link.header.index))
 }
 
-async fn get(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetnsError> {
+pub(super) async fn get(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetnsError> {
     match handle.link().get().match_name(name.to_owned()).execute().try_next().await {
         Ok(link) => Ok(link),
         Err(error) if code(&error) == ENODEV => Ok(None),
@@ -92,17 +92,36 @@ pub async fn observe(handle: &Handle, name: &str) -> Result<Option<ObservedLink>
     while let Some(message) = addresses.try_next().await.map_err(what())? {
         observed.addresses.extend(address_of(&message).filter(|address| !is_link_local(address)));
     }
+    observed.routes.extend(routed_into(handle, index).await?);
+    Ok(Some(observed))
+}
+
+/// The prefixes that a plan routed into a link.
+///
+/// # Errors
+/// [`NetnsError::Netlink`].
+pub async fn routed_into(handle: &Handle, index: u32) -> Result<BTreeSet<IpNet>, NetnsError> {
+    let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = RouteMessage::default();
         filter.header.address_family = family;
         let mut routes = handle.route().get(filter).execute();
-        while let Some(message) =
-            routes.try_next().await.map_err(failed(format!("listing routes of {name}")))?
-        {
-            observed.routes.extend(route_of(&message, index));
+        while let Some(message) = routes.try_next().await.map_err(failed("listing routes"))? {
+            found.extend(route_of(&message, index));
         }
     }
-    Ok(Some(observed))
+    Ok(found)
+}
+
+/// The MTU of a link.
+///
+/// # Errors
+/// [`NetnsError::Netlink`].
+pub async fn mtu_of(handle: &Handle, index: u32) -> Result<u32, NetnsError> {
+    let link = handle.link().get().match_index(index).execute().try_next().await;
+    let link = link.map_err(failed(format!("looking for interface {index}")))?;
+    let mtu = |a: &LinkAttribute| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None };
+    Ok(link.and_then(|link| link.attributes.iter().find_map(mtu)).unwrap_or_default())
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {
@@ -237,7 +256,7 @@ pub async fn remove_address(handle: &Handle, name: &str, address: IpAddr) -> Res
     }
 }
 
-fn route_message(index: u32, prefix: IpNet) -> RouteMessage {
+pub(super) fn route_message(index: u32, prefix: IpNet) -> RouteMessage {
     match prefix {
         IpNet::V4(net) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())

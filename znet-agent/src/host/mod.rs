@@ -3,4 +3,6 @@
 
 pub mod link;
 pub mod netns;
+pub mod packet;
 pub mod socket;
+pub mod wireguard;

@@ -57,6 +57,12 @@ pub enum NetnsError {
         /// The name.
         name: String,
     },
+    /// No WireGuard device can be made.
+    #[error("the kernel makes no WireGuard device: {why}")]
+    NoWireguard {
+        /// What it said.
+        why: String,
+    },
     /// The link is not there.
     #[error("interface {name} is not in the namespace")]
     NoLink {
@@ -131,6 +137,19 @@ impl Netns {
     /// Which namespace it is.
     pub fn id(&self) -> NetnsId {
         self.id
+    }
+
+    /// One more hold on the same namespace.
+    ///
+    /// # Errors
+    /// [`NetnsError::Enter`]: there are no descriptors left.
+    pub fn try_clone(&self) -> Result<Self, NetnsError> {
+        Ok(Self { file: self.file.try_clone().map_err(NetnsError::Enter)?, id: self.id })
+    }
+
+    /// The file that stands for it.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Runs something inside, with a netlink socket of its own, on a thread that ends afterwards: what a thread that

@@ -160,7 +160,7 @@ pub enum Rejection {
     },
     /// A container of which the key is changed has two for a while, and not all members can do with that.
     #[error(
-        "no key can be changed, as these nodes cannot do with a container that has two keys meanwhile: {}; upgrade their agents, restart them with --replace-engine, or remove the nodes",
+        "no key can be changed, as these nodes cannot do with a container that has two keys meanwhile: {}; upgrade their agents, restart them with --replace-engine (or --backend engine, where the kernel moves the packets), or remove the nodes",
         listed(.nodes)
     )]
     OneKeyOnly {
