@@ -150,7 +150,15 @@ fn a_device_that_its_container_renames_or_deletes_is_made_anew_and_a_foreign_lin
     let (a, b) = (k1.attach("acme", "a")?, k2.attach("acme", "b")?);
     a.command("ip").args(["link", "del", "znet0"]).run()?;
     a.wait_reaches(b.v6()?, SOON)?;
-    // A WireGuard link of that very name in the host's namespace that somebody else made.
+    // The other end goes on sending to the session that was: the new device begins another one by itself.
+    a.command("ip").args(["link", "del", "znet0"]).run()?;
+    b.wait_reaches(a.v6()?, Duration::from_secs(10))?;
+    a.command("ip").args(["link", "set", "znet0", "down"]).run()?;
+    a.command("ip").args(["link", "set", "znet0", "name", "mine"]).run()?;
+    a.wait_reaches(b.v6()?, 2 * SOON)?;
+    let links = a.command("ip").args(["-brief", "link"]).run()?.stdout;
+    assert!(links.contains("znet0") && !links.contains("mine"), "{links}");
+    // A WireGuard link of that very name that somebody else made.
     let host = k1.host();
     let container = host.container("acme-c")?;
     let path = container.netns_path().display().to_string();

@@ -6,7 +6,7 @@
 mod node;
 mod responder;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use node::{FIRST, Node};
@@ -38,6 +38,7 @@ for_both! {
     a_link_of_that_name_that_is_somebody_elses_is_left_alone,
     who_takes_over_takes_over_everything_and_no_packet_is_lost,
     in_a_network_of_many_first_packets_arrive_both_ways_and_so_do_those_after_a_take_over,
+    who_knocks_before_it_is_known_is_answered_as_soon_as_it_is,
     a_thousand_peers_are_added_one_by_one_and_none_loses_its_first_packet,
 }
 
@@ -145,6 +146,26 @@ fn in_a_network_of_many_first_packets_arrive_both_ways_and_so_do_those_after_a_t
     for to in [d, a, b] {
         assert!(pinger.pings(to, Duration::from_secs(2)), "the first packet to {to} was lost");
     }
+}
+
+fn who_knocks_before_it_is_known_is_answered_as_soon_as_it_is(choice: Choice) {
+    let mut node = Node::start(choice);
+    let a = node.container(1);
+    node.put(&[a]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let here = socket.local_addr().unwrap();
+    // Somebody who is known is there as well: of addresses that no map names nothing is remembered.
+    node.put_foreign(3_001, here);
+    socket.send_to(&responder::initiation(3_000, &node.key(a)), node.endpoint(a)).unwrap();
+    let mut room = [0; 2_048];
+    // Nothing tells that it was heard; an answer that needs the repetition would come too late for the socket.
+    std::thread::sleep(Duration::from_millis(300));
+    node.put_foreign(3_000, here);
+    let (length, from) = socket.recv_from(&mut room).expect("no answer");
+    assert_eq!(from, node.endpoint(a));
+    // The engine answers the knock that it kept, the kernel knocks back: a response or an initiation.
+    assert!([92, 148].contains(&length), "{length} bytes");
 }
 
 fn a_thousand_peers_are_added_one_by_one_and_none_loses_its_first_packet(choice: Choice) {

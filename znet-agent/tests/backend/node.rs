@@ -183,7 +183,7 @@ impl Node {
     }
 
     /// Where a container of this node is reached.
-    fn endpoint(&self, number: u16) -> SocketAddr {
+    pub(crate) fn endpoint(&self, number: u16) -> SocketAddr {
         let own = self.attachments.get(&number).and_then(|attachment| attachment.port);
         SocketAddr::from((Ipv4Addr::LOCALHOST, own.map_or(self.port, NonZeroU16::get)))
     }

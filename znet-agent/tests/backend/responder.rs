@@ -82,6 +82,15 @@ fn serve(socket: &UdpSocket, numbers: Range<u16>, other: PublicKey, stop: &Atomi
     }
 }
 
+/// An initiation of the peer of this number.
+pub(crate) fn initiation(number: u16, to: &PublicKey) -> Vec<u8> {
+    let mut room = [0; 256];
+    match tunnel(&secret(number), to, number.into()).format_handshake_initiation(&mut room, false) {
+        TunnResult::WriteToNetwork(message) => message.to_vec(),
+        _ => panic!("no initiation"),
+    }
+}
+
 fn tunnel(own: &PrivateKey, other: &PublicKey, number: u32) -> Tunn {
     let own = x25519::StaticSecret::from(*own.to_bytes());
     Tunn::new(own, x25519::PublicKey::from(*other.as_bytes()), None, None, number, None)

@@ -49,6 +49,11 @@ impl Told {
         Self { since: now, next: 1, heard: (0, 0), heard_at: None, silent: None }
     }
 
+    /// Whether it was ever heard.
+    pub(super) fn heard(&self) -> bool {
+        self.heard.0 > 0
+    }
+
     /// How long ago it was told.
     pub(super) fn age(&self) -> Duration {
         self.since.elapsed()

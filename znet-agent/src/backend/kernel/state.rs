@@ -1,6 +1,6 @@
 //! The kernel's devices and what is done to them. Behind one lock, which is held for some netlink calls and no longer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ pub(super) struct Local {
     pub(super) gone: bool,
     pub(super) waker: Option<Arc<Waker>>,
     told: BTreeMap<PublicKey, Told>,
+    /// Peers that had a session with the device that was in its place, with whom it began another one.
+    sought: Vec<PublicKey>,
     look_at: Instant,
     drop_destination: u64,
 }
@@ -64,6 +66,7 @@ impl Local {
             gone: false,
             waker: None,
             told,
+            sought: Vec::new(),
             look_at,
             drop_destination: 0,
         }
@@ -121,6 +124,8 @@ pub(super) struct State {
     pub(super) networks: BTreeMap<NetworkId, Served>,
     early: Vec<(Instant, DeviceKey, PublicKey, SocketAddr)>,
     knocks: Option<(Instant, u32)>,
+    /// Peers that spoke with a device whose link somebody removed: they go on sending to sessions that it no longer has.
+    ended: BTreeMap<DeviceKey, Vec<PublicKey>>,
 }
 
 impl State {
@@ -133,7 +138,16 @@ impl State {
     }
 
     pub(super) fn take(&mut self, network: NetworkId, container: ContainerId) -> Option<Local> {
-        self.networks.get_mut(&network)?.devices.remove(&container)
+        let key = DeviceKey { network, container };
+        let local = self.networks.get_mut(&network)?.devices.remove(&container)?;
+        self.ended.remove(&key);
+        if local.gone {
+            // Whom the last look did not hear yet the device itself may have sought since, after an earlier end.
+            let heard = local.told.iter().filter(|(_, told)| told.heard()).map(|(peer, _)| *peer);
+            let spoken: BTreeSet<PublicKey> = heard.chain(local.sought.iter().copied()).collect();
+            self.ended.insert(key, spoken.into_iter().collect());
+        }
+        Some(local)
     }
 
     pub(super) fn gone(&self) -> Vec<(NetworkId, ContainerId)> {
@@ -172,7 +186,19 @@ impl State {
             local.tell(&peers, Instant::now())?;
         }
         local.look_at = Instant::now();
-        if !eager { self.ensure_waker(DeviceKey { network, container }) } else { Ok(()) }
+        let key = DeviceKey { network, container };
+        if !eager {
+            self.ensure_waker(key)?;
+        }
+        let ended = self.ended.remove(&key).unwrap_or_default();
+        for peer in &ended {
+            self.open_door(key, peer, None)?;
+        }
+        let local = self.networks.get_mut(&network).and_then(|served| served.devices.get_mut(&container));
+        if let Some(local) = local.filter(|_| first) {
+            local.sought = ended;
+        }
+        Ok(())
     }
 
     /// Makes the waker of a device that has too many peers to be told all of them.
@@ -235,7 +261,7 @@ impl State {
             std::mem::take(&mut self.early).into_iter().partition(|(_, _, key, _)| known(key));
         self.early = still_early;
         for (_, device, key, from) in now_known {
-            if let Err(error) = self.open_door(device, &key, from) {
+            if let Err(error) = self.open_door(device, &key, Some(from)) {
                 tracing::warn!(%key, %error, "a peer that knocked could not be told");
             }
         }
@@ -285,7 +311,7 @@ impl State {
         let known =
             self.networks.get(&device.network).is_some_and(|served| served.directory.get(&from).is_some());
         if known {
-            return self.open_door(device, &from, knock.from);
+            return self.open_door(device, &from, Some(knock.from));
         }
         self.early.retain(|(since, ..)| since.elapsed() < EARLY);
         if self.early.len() < MAX_EARLY {
@@ -294,8 +320,13 @@ impl State {
         Ok(())
     }
 
-    /// Tells a device a peer that knocked from `from`, and begins a handshake with it.
-    fn open_door(&mut self, key: DeviceKey, from: &PublicKey, at: SocketAddr) -> Result<(), AgentError> {
+    /// Tells a device a peer, which is at `at` if it knocked from there, and begins a handshake with it.
+    fn open_door(
+        &mut self,
+        key: DeviceKey,
+        from: &PublicKey,
+        at: Option<SocketAddr>,
+    ) -> Result<(), AgentError> {
         let Some(served) = self.networks.get_mut(&key.network) else { return Ok(()) };
         let Served { directory, devices, .. } = served;
         let (Some(local), Some(peer)) = (devices.get_mut(&key.container), directory.get(from)) else {
@@ -307,7 +338,7 @@ impl State {
             return Ok(());
         }
         if !local.told.contains_key(from) {
-            local.tell(&[(peer, Some(at))], Instant::now())?;
+            local.tell(&[(peer, at.or_else(|| reachable(peer)))], Instant::now())?;
         }
         // A keepalive that is set sends one at once, which takes a handshake.
         let begin = |keepalive| Put { keepalive: Some(keepalive), ..Put::of(*from) };
