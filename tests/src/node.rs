@@ -17,7 +17,7 @@ const START: Duration = Duration::from_secs(20);
 pub struct NodeOptions {
     /// The join tokens that it gets.
     pub tokens: Vec<String>,
-    /// More flags of `znet-agent run`.
+    /// More flags of `znet-agent run`. Without `--backend` it is the engine.
     pub flags: Vec<String>,
 }
 
@@ -61,6 +61,10 @@ impl Node {
             .arg(self.state_dir());
         for token in &self.options.tokens {
             command = command.args(["--join", token]);
+        }
+        // The same on every machine, whether its kernel has WireGuard or not.
+        if !self.options.flags.iter().any(|flag| flag == "--backend") {
+            command = command.args(["--backend", "engine"]);
         }
         Ok(command.args(&self.options.flags).spawn("znet-agent")?)
     }

@@ -152,12 +152,12 @@ fn an_agent_without_privileges_or_without_tun_says_so_and_how_to_help() -> Resul
         .command("setpriv")
         .args(drop)
         .arg(&agent)
-        .args(["run", "--state-dir", state.to_str().unwrap(), "--join", &token])
+        .args(["run", "--backend", "engine", "--state-dir", state.to_str().unwrap(), "--join", &token])
         .try_run()?;
     check(&output, &["run"], 5, &["CAP_NET_ADMIN"]);
     // The device file is hidden in a mount namespace of its own.
     let script = format!(
-        "mount -t tmpfs zt-none /dev/net && exec {} run --state-dir {} --join {token}",
+        "mount -t tmpfs zt-none /dev/net && exec {} run --backend engine --state-dir {} --join {token}",
         agent.display(),
         state.display()
     );
