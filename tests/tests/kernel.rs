@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use netns_harness::{Process, probe};
-use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, NodeOptions, Result, World};
+use serde_json::{Value, json};
+use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, NodeOptions, Result, World, program};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -221,6 +222,137 @@ fn links_bear_loss_delay_and_reordering() -> Result {
     let lost = lost(&flood)?;
     // One way loses a tenth: none would mean that nothing was lost, and a third that more was than the cable lost.
     assert!((2..66).contains(&lost), "{lost} of 200 lost");
+    world.passed();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
+fn a_runtime_calls_the_plugin_and_containers_find_each_other_by_name() -> Result {
+    let mut world = World::new("kernel-cni")?;
+    let token = acme(&world)?;
+    let mut k1 = node(&mut world, "k1", &token, "kernel")?;
+    let e1 = node(&mut world, "e1", &token, "engine")?;
+    let far = e1.attach("acme", "far")?;
+    let web = k1.host().container("web")?;
+    let conf = json!({"cniVersion": "1.1.0", "name": "znet", "type": "znet-cni", "network": "acme"});
+    let call = |node: &Node, command: &str, conf: &Value| -> Result<String> {
+        let netns = web.netns_path().display().to_string();
+        let plugin = node.host().command(program("znet-cni")?).stdin(conf.to_string());
+        let named = plugin.env("CNI_COMMAND", command).env("CNI_CONTAINERID", "web").env("CNI_NETNS", netns);
+        let placed = named.env("CNI_IFNAME", "eth0").env("CNI_PATH", "/opt/cni/bin");
+        Ok(placed.run()?.stdout)
+    };
+    let result: Value = serde_json::from_str(&call(&k1, "ADD", &conf)?)?;
+    assert_eq!(result["interfaces"][0]["name"], "eth0");
+    assert_eq!(result["ips"].as_array().unwrap().len(), 2);
+    assert_eq!(result["dns"]["nameservers"], json!(["127.0.0.153"]));
+    let link = web.command("ip").args(["-d", "link", "show", "eth0"]).run()?.stdout;
+    assert!(link.contains("wireguard"), "{link}");
+    let asks = |name: &str, of: &dyn Fn(&[&str]) -> Result<String>| -> Result<String> {
+        of(&["+short", "+time=2", "@127.0.0.153", name, "AAAA"])
+    };
+    let of_web = |args: &[&str]| -> Result<String> { Ok(web.command("dig").args(args).run()?.stdout) };
+    let of_far = |args: &[&str]| -> Result<String> { Ok(far.command("dig").args(args).run()?.stdout) };
+    let own = asks("web.acme.znet", &of_far)?;
+    assert!(result["ips"].to_string().contains(own.trim()) && !own.is_empty(), "{own} {result}");
+    far.wait_reaches(own.trim().parse()?, FIRST_PACKET)?;
+    let mut checked = conf;
+    checked["prevResult"] = result;
+    // The next agent takes the device over and answers there again.
+    for _ in 0..2 {
+        assert_eq!(asks("far.acme.znet", &of_web)?.trim(), far.v6()?.to_string());
+        call(&k1, "CHECK", &checked)?;
+        k1.kill_agent()?;
+        k1.launch()?;
+        k1.wait_connected("acme")?;
+        let answers = || (!asks("far.acme.znet", &of_web).ok()?.is_empty()).then_some(());
+        probe::until("the resolver to answer again", SOON, answers)?;
+    }
+    call(&k1, "DEL", &checked)?;
+    let links = web.command("ip").args(["-brief", "link"]).run()?.stdout;
+    assert_eq!(links.lines().count(), 1, "{links}");
+    world.passed();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
+fn networks_with_equal_prefixes_share_nothing_and_nobody_is_heard_from_an_address_that_is_not_its_own()
+-> Result {
+    const PREFIXES: [&str; 2] = ["10.77.0.0/16", "fd77:7777:7777::/48"];
+    let mut world = World::new("kernel-isolation")?;
+    let network = |name| {
+        let spec = NetworkSpec { name, prefixes: &PREFIXES, rest: None };
+        world.controller.create_network(&spec)
+    };
+    let tokens = vec![network("red")?, network("blue")?];
+    let mut nodes = Vec::new();
+    for name in ["k1", "k2"] {
+        let flags = ["--backend", "kernel"].map(str::to_owned).to_vec();
+        let options = NodeOptions { tokens: tokens.clone(), flags };
+        let node = Node::start(name, &world.host(name)?, options)?;
+        node.wait_connected("red")?;
+        node.wait_connected("blue")?;
+        nodes.push(node);
+    }
+    let reds = [nodes[0].attach("red", "a")?, nodes[1].attach("red", "b")?, nodes[1].attach("red", "c")?];
+    let blues = [nodes[0].attach("blue", "a")?, nodes[1].attach("blue", "b")?];
+    for (members, other) in [(&reds[..2], &blues[1]), (&blues[..], &reds[1])] {
+        members[0].reaches_all(members, FIRST_PACKET)?;
+        // The same addresses, but what is sent comes to the network's own container.
+        assert_eq!(members[1].v4()?, other.v4()?);
+        let capture = other.command("cat").args(["/proc/net/dev"]).run()?.stdout;
+        assert_eq!(lost(&flood(&members[0], &members[1], 50, "0.01")?)?, 0);
+        let received = |text: &str| -> Option<u64> {
+            text.lines().find(|line| line.contains("znet0"))?.split_whitespace().nth(2)?.parse().ok()
+        };
+        let after = other.command("cat").args(["/proc/net/dev"]).run()?.stdout;
+        let grown = received(&after).unwrap() - received(&capture).unwrap();
+        assert!(grown < 10, "{grown} packets came to the other network");
+    }
+    // c has an address that blue has not given to anybody.
+    assert!(!blues[0].pings(reds[2].v4()?, Duration::from_secs(1))?);
+    // An address of the prefix that is nobody's, and one that is another container's.
+    let to = reds[1].v4()?.to_string();
+    let answers = |from: &str| -> Result<bool> {
+        let ping = reds[0].command("ping").args(["-n", "-c", "2", "-W", "1", "-I", from, &to]);
+        Ok(ping.try_run()?.status.success())
+    };
+    assert!(answers("znet0")?);
+    for address in ["10.77.9.9", &reds[2].v4()?.to_string()] {
+        let address_there = format!("{address}/32");
+        reds[0].command("ip").args(["address", "add", &address_there, "dev", "znet0"]).run()?;
+        assert!(!answers(address)?, "{address} was believed");
+    }
+    world.passed();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
+fn an_access_point_at_a_kernel_node_is_refused_and_both_sides_say_what_to_do() -> Result {
+    let mut world = World::new("kernel-access")?;
+    let token = acme(&world)?;
+    let mut k1 = node(&mut world, "k1", &token, "kernel")?;
+    let e1 = node(&mut world, "e1", &token, "engine")?;
+    let (a, b) = (k1.attach("acme", "a")?, e1.attach("acme", "b")?);
+    let create = ["access", "create", "acme", "laptop", "--via", "k1", "--timeout", "3s"];
+    let refused = world.controller.try_ctl(&create)?;
+    assert!(!refused.status.success());
+    assert!(refused.stderr.contains("--backend engine"), "{}", refused.stderr);
+    let log = k1.agent()?.stderr()?;
+    assert!(log.contains("serves no access points"), "{log}");
+    // Containers are no worse for it.
+    a.reaches_all([&b], FIRST_PACKET)?;
+    // What the text says helps.
+    let host = k1.host().clone();
+    k1.stop_agent()?;
+    let flags = ["--backend", "engine"].map(str::to_owned).to_vec();
+    let k1 = Node::start("k1", &host, NodeOptions { tokens: Vec::new(), flags })?;
+    let file = world.controller.ctl(&["access", "create", "acme", "laptop", "--via", "k1"])?.stdout;
+    assert!(file.contains("[Peer]"), "{file}");
+    assert!(k1.network("acme")?["access"][0]["port"].is_u64());
     world.passed();
     Ok(())
 }
