@@ -331,6 +331,37 @@ fn networks_with_equal_prefixes_share_nothing_and_nobody_is_heard_from_an_addres
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
+fn keys_are_not_changed_while_a_kernel_node_is_a_member_and_it_is_named() -> Result {
+    let mut world = World::new("kernel-keys")?;
+    let token = acme(&world)?;
+    let mut k1 = node(&mut world, "k1", &token, "kernel")?;
+    let e1 = node(&mut world, "e1", &token, "engine")?;
+    let (a, b) = (k1.attach("acme", "a")?, e1.attach("acme", "b")?);
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    for name in ["a", "b"] {
+        let refused = world.controller.try_ctl(&["key", "rotate", "acme", name])?;
+        assert!(!refused.status.success());
+        for word in ["k1", "--backend engine"] {
+            assert!(refused.stderr.contains(word), "{}", refused.stderr);
+        }
+        assert!(!refused.stderr.contains("e1"), "{}", refused.stderr);
+    }
+    // What the text says helps.
+    let host = k1.host().clone();
+    k1.stop_agent()?;
+    let flags = ["--backend", "engine"].map(str::to_owned).to_vec();
+    let k1 = Node::start("k1", &host, NodeOptions { tokens: Vec::new(), flags })?;
+    k1.wait_connected("acme")?;
+    a.wait_reaches(b.v6()?, SOON)?;
+    let rotated =
+        || world.controller.try_ctl(&["key", "rotate", "acme", "b"]).ok()?.status.success().then_some(());
+    probe::until("keys to be changed", SOON, rotated)?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
 fn an_access_point_at_a_kernel_node_is_refused_and_both_sides_say_what_to_do() -> Result {
     let mut world = World::new("kernel-access")?;
     let token = acme(&world)?;

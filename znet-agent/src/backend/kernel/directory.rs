@@ -1,6 +1,6 @@
 //! A network's peers, as the map tells them: found by key, and by address when a packet wants one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use znet_core::key::PublicKey;
@@ -42,6 +42,15 @@ impl Directory {
         true
     }
 
+    /// The peers that this change supersedes without removing them, each with what takes its place: a container goes on under
+    /// another of its keys, with the addresses that it had.
+    pub(super) fn superseded(&self, put: &[Peer]) -> BTreeMap<PublicKey, PublicKey> {
+        let kept: BTreeSet<&PublicKey> = put.iter().map(|peer| &peer.public_key).collect();
+        let taken = put.iter().flat_map(|peer| peer.addresses.iter().map(move |address| (peer, address)));
+        let owned = taken.filter_map(|(peer, address)| Some((*self.owners.get(address)?, peer.public_key)));
+        owned.filter(|(before, _)| !kept.contains(before)).collect()
+    }
+
     pub(super) fn remove(&mut self, key: &PublicKey) -> Option<Peer> {
         let peer = self.peers.remove(key)?;
         for address in &peer.addresses {
@@ -80,5 +89,16 @@ mod tests {
         assert!(directory.put(peer(2, 8)));
         assert_eq!(directory.owner(&address), None);
         assert_eq!(directory.len(), 1);
+    }
+
+    #[test]
+    fn who_goes_on_under_another_key_is_superseded_and_who_exchanges_addresses_is_not() {
+        let mut directory = Directory::default();
+        let key = |n: u8| PublicKey::from_bytes([n; 32]);
+        directory.put(peer(1, 7));
+        directory.put(peer(2, 8));
+        assert_eq!(directory.superseded(&[peer(3, 7)]), BTreeMap::from([(key(1), key(3))]));
+        assert_eq!(directory.superseded(&[peer(1, 8), peer(2, 7)]), BTreeMap::new());
+        assert_eq!(directory.superseded(&[peer(1, 7), peer(3, 9)]), BTreeMap::new());
     }
 }

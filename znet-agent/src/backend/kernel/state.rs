@@ -235,6 +235,19 @@ impl State {
     ) -> Result<(), AgentError> {
         let now = Instant::now();
         let served = self.networks.entry(network).or_default();
+        let superseded = served.directory.superseded(put);
+        let talked = |local: &Local, key: &PublicKey| local.told.get(key).is_some_and(Told::heard);
+        let renewed: Vec<(DeviceKey, PublicKey)> = served
+            .devices
+            .iter()
+            .flat_map(|(container, local)| {
+                let key = DeviceKey { network, container: *container };
+                let of = superseded.iter().filter(|(before, _)| talked(local, before));
+                of.map(move |(_, now)| (key, *now))
+            })
+            .collect();
+        let remove: Vec<PublicKey> = remove.iter().chain(superseded.keys()).copied().collect();
+        let remove = remove.as_slice();
         let removed: Vec<Peer> = remove.iter().filter_map(|key| served.directory.remove(key)).collect();
         let changed: Vec<&Peer> = put.iter().filter(|peer| served.directory.put((*peer).clone())).collect();
         let eager = served.eager();
@@ -248,6 +261,10 @@ impl State {
         if !eager {
             keys.iter()
                 .for_each(|key| result = std::mem::replace(&mut result, Ok(())).and(self.ensure_waker(*key)));
+        }
+        // The session that it had is gone, and the other end may be the one with something to send.
+        for (key, peer) in &renewed {
+            result = result.and(self.open_door(*key, peer, None));
         }
         self.welcome(put);
         result
