@@ -12,8 +12,6 @@ use znet_tests::{FIRST_PACKET, Laptop, Member, NetworkSpec, Node, Result, World}
 const SOON: Duration = Duration::from_secs(15);
 /// A change takes some seconds until the new keys are in use, and fifteen more until the former are gone.
 const ROTATION: Duration = Duration::from_secs(90);
-/// How often the large network is measured at most.
-const MEASURED: usize = 3;
 /// Containers of the large network, on three nodes.
 const CONTAINERS: usize = 30;
 
@@ -98,30 +96,16 @@ fn flood_all(members: &[Member], seconds: u32) -> Result<(Vec<Process>, Vec<Proc
     Ok((all, fast.collect::<Result<_>>()?))
 }
 
-/// How many packets the kernel has thrown away because a processor was behind with those that it had to take in, as each hop
-/// over a virtual cable asks for: no engine has part in that.
-fn dropped_by_the_kernel() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/net/softnet_stat")?;
-    let columns = text.lines().filter_map(|line| line.split_whitespace().nth(1));
-    columns.map(|count| Ok(u64::from_str_radix(count, 16)?)).sum()
-}
-
-/// Changes all keys while all containers ping each other. How many pings were lost of all pairs, and of the fast ones; nothing when
-/// some were, and packets that the kernel threw away meanwhile say that it may have been these.
-fn change_under_flood(world: &World, members: &[Member]) -> Result<Option<(u64, u64)>> {
-    let dropped = dropped_by_the_kernel()?;
+/// Changes all keys while all containers ping each other. How many pings were lost of all pairs, and of the fast ones.
+fn change_under_flood(world: &World, members: &[Member]) -> Result<(u64, u64)> {
     let (all, fast) = flood_all(members, 30)?;
     let begun = Instant::now();
     let rotated = world.controller.ctl(&["key", "rotate", "acme", "--all", "--wait", "2m"])?;
     println!("changed after {:?}:\n{}", begun.elapsed(), rotated.stdout);
     assert!(all.iter().chain(&fast).all(Process::is_running), "pings went on while keys were changed");
     let (slow, fast) = (results(&all, ROTATION)?, results(&fast, ROTATION)?);
-    let dropped = dropped_by_the_kernel()? - dropped;
-    println!(
-        "with a change: {slow:?} of all pairs, {fast:?} of the fast ones; the kernel threw {dropped} away"
-    );
-    let lost = (slow.1, fast.1);
-    Ok((lost == (0, 0) || dropped < lost.0 + lost.1).then_some(lost))
+    println!("with a change: {slow:?} of all pairs, {fast:?} of the fast ones");
+    Ok((slow.1, fast.1))
 }
 
 #[test]
@@ -141,8 +125,7 @@ fn all_keys_of_thirty_containers_are_changed_and_no_ping_is_lost() -> Result {
     println!("without a change: {quiet:?} of all pairs, {quiet_fast:?} of the fast ones");
     assert_eq!((quiet.1, quiet_fast.1), (0, 0), "the machine does not carry this at rest");
     let before = keys(&world)?;
-    let lost = (1..=MEASURED).find_map(|_| change_under_flood(&world, &members).transpose());
-    assert_eq!(lost.expect("the kernel lost packets of its own each time")?, (0, 0));
+    assert_eq!(change_under_flood(&world, &members)?, (0, 0));
     let after = keys(&world)?;
     for member in &members {
         let (key, change) = &after[&member.name];

@@ -23,8 +23,8 @@ use crate::attach::{
 };
 use crate::error::AgentError;
 use crate::files::Attachment;
-use crate::host::netns::{Netns, NetnsError, NetnsId, run_in_host};
 use crate::host::link;
+use crate::host::netns::{Netns, NetnsError, NetnsId, run_in_host};
 use crate::owned::find;
 use crate::reconcile::Target;
 

@@ -69,20 +69,31 @@ pub enum Program {
 }
 
 /// Allows every thread the system calls that the program uses, and kills the process at any other. All threads must be
-/// running: one that is still starting makes calls that none may make later.
+/// running: one that is still starting makes calls that none may make later. Opening a file fails and does not kill, as glibc
+/// tries it while it gives a thread's memory back, and goes on without.
 ///
 /// # Errors
 /// [`SandboxError::Seccomp`].
 pub fn confine(program: Program) -> Result<(), SandboxError> {
-    let failed = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
     let mut calls = allowed();
     if program == Program::Standalone {
         calls.extend(allowed_standalone());
     }
+    // Of two filters the stricter answer holds, so that what the first refuses must be among what the second allows.
+    filter(&REFUSED, SeccompAction::Errno(libc::EACCES.unsigned_abs()), SeccompAction::Allow)?;
+    calls.extend(REFUSED);
+    filter(&calls, SeccompAction::Allow, SeccompAction::KillProcess)
+}
+
+/// What fails with "permission denied".
+const REFUSED: [i64; 1] = [libc::SYS_openat];
+
+fn filter(calls: &[i64], these: SeccompAction, others: SeccompAction) -> Result<(), SandboxError> {
+    let failed = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
     let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        calls.into_iter().map(|call| (call, vec![])).collect();
+        calls.iter().map(|call| (*call, vec![])).collect();
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
+    let filter = SeccompFilter::new(rules, others, these, arch);
     let program =
         BpfProgram::try_from(filter.map_err(|error| failed(&error))?).map_err(|error| failed(&error))?;
     seccompiler::apply_filter_all_threads(&program).map_err(|error| failed(&error))
