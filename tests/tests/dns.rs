@@ -1,6 +1,7 @@
 //! Names: each container finds the others of its network by name, and nobody else, whatever else happens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,10 +105,10 @@ fn with_names(node: &Node, member: &Member, program: &[&str]) -> Result<HostComm
 }
 
 /// The sockets that an agent has open.
-fn sockets(node: &Node) -> Result<usize> {
+fn sockets(node: &Node) -> Result<BTreeSet<String>> {
     let dir = format!("/proc/{}/fd", node.agent()?.pid());
     let links = std::fs::read_dir(dir)?.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-    Ok(links.filter(|link| link.to_string_lossy().starts_with("socket:")).count())
+    Ok(links.map(|link| link.to_string_lossy().into_owned()).collect())
 }
 
 /// A DNS server of the container's own, which says nothing, at these addresses.
@@ -278,7 +279,6 @@ fn a_container_that_is_detached_or_gone_leaves_no_socket() -> Result {
     let mut world = World::new("dns-gone")?;
     let token = acme(&world)?;
     let node = world.node("n1", &[&token])?;
-    let before = sockets(&node)?;
     let (a, b) = (node.attach("acme", "a")?, node.attach("acme", "b")?);
     let listening = |member: &Member| -> Result<usize> {
         let all = member.command("ss").args(["-Hlnut"]).run()?.stdout;
@@ -288,9 +288,14 @@ fn a_container_that_is_detached_or_gone_leaves_no_socket() -> Result {
     assert_eq!(short(&a, &["b.acme.znet", "A"])?, b.v4()?.to_string());
     node.znet(&["detach", "--network", "acme", "--name", "a"])?;
     assert_eq!((listening(&a)?, listening(&b)?), (0, 2));
+    let listed = b.command("ss").args(["-Hlnute"]).run()?.stdout;
+    let inodes = listed.split_whitespace().filter_map(|word| word.strip_prefix("ino:"));
+    let inside: BTreeSet<String> = inodes.map(|inode| format!("socket:[{inode}]")).collect();
+    let held = || Some(sockets(&node).ok()?.intersection(&inside).count());
+    assert_eq!((inside.len(), held()), (2, Some(2)), "{listed}");
     b.container.remove()?;
     probe::until("the sockets of a namespace that is gone to be closed", SOON, || {
-        (sockets(&node).ok()? <= before).then_some(())
+        (held()? == 0).then_some(())
     })?;
     world.passed();
     Ok(())
