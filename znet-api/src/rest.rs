@@ -25,10 +25,19 @@ pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_millis)
 }
 
+/// What a name looks like (`znet_core::name`), for the description.
+const NAME: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
+
 mod described {
     //! What no type of the description says by itself.
 
     use utoipa::openapi::schema::{AnyOfBuilder, Array, ArrayBuilder, ObjectBuilder, SchemaFormat, Type};
+
+    /// A list of names.
+    pub(super) fn names() -> Array {
+        let name = ObjectBuilder::new().schema_type(Type::String).pattern(Some(super::NAME));
+        ArrayBuilder::new().items(name).build()
+    }
 
     /// A list of addresses of either family.
     pub(super) fn addresses() -> Array {
@@ -421,6 +430,7 @@ pub enum KeyChange {
 #[serde(deny_unknown_fields)]
 pub struct RotateKeys {
     /// These, by name; at most 256.
+    #[schema(schema_with = described::names)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
     /// All of this node, by name or identifier.

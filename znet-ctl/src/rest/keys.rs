@@ -9,7 +9,7 @@ use znet_core::controller::{self as core, Command, Network, Reply, Rotate};
 
 use super::auth::Caller;
 use super::nodes::find;
-use super::problem::{Answer, Content, Failed, beginning, invalid, name, unknown};
+use super::problem::{Answer, Content, Failed, at_odds, beginning, name, unknown};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::Hosted;
@@ -42,7 +42,7 @@ fn which(hosted: &Hosted, asked: RotateKeys) -> Result<Rotate, Failed> {
             found.map(Rotate::Node).ok_or_else(missing)
         }
         (names, None, true) if names.is_empty() => Ok(Rotate::All),
-        _ => Err(invalid("the body", "name containers, or a node, or all: one of the three")),
+        _ => Err(at_odds("one_of_three", "name containers, or a node, or all: one of the three")),
     }
 }
 

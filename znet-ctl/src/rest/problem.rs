@@ -93,6 +93,11 @@ pub(super) fn invalid(field: &str, why: impl ToString) -> Failed {
     Failed(Problem::new(400, "invalid_argument", format!("{field}: {}", beginning(&why.to_string()))))
 }
 
+/// Parts of a request that each mean something, and together nothing.
+pub(super) fn at_odds(code: &str, why: impl ToString) -> Failed {
+    Failed(Problem::new(422, code, why))
+}
+
 /// Reads a duration out of a body.
 pub(super) fn seconds(field: &str, seconds: u64) -> Result<Duration, Failed> {
     if seconds > MAX_SECONDS {
