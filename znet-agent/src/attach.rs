@@ -99,7 +99,10 @@ pub async fn attach(
         port: record.port,
     };
     // Written first: whatever is left half done is found by the next start.
-    let mut done = put_attachment(agent, joined, attachment.clone());
+    let mut done = nobody_has(joined, &attachment);
+    if done.is_ok() {
+        done = put_attachment(agent, joined, attachment.clone());
+    }
     if done.is_ok() {
         done = note_release(agent, joined, &order.name, false).await;
     }
@@ -408,6 +411,19 @@ pub(crate) fn put_attachment(
     state.attachments.insert(attachment.name.clone(), attachment);
     let all: Vec<&Attachment> = state.attachments.values().collect();
     agent.files.put_attachments(joined.membership.network, &all)
+}
+
+/// Refuses addresses that another attachment here has: a node whose stream stands still for longer than addresses rest has
+/// not heard that the controller removed that one, and would have two devices with one address.
+pub(crate) fn nobody_has(joined: &Joined, attachment: &Attachment) -> Result<(), AgentError> {
+    let state = joined.state();
+    let others = state.attachments.values().filter(|other| other.name != attachment.name);
+    for other in others {
+        if let Some(address) = other.addresses.iter().find(|address| attachment.addresses.contains(address)) {
+            return Err(AgentError::Behind { address: *address, holder: other.name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Takes a half-made attachment back, at the controller as well.

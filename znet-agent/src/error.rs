@@ -1,5 +1,6 @@
 //! Why the agent did not do what it was asked to.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use znet_api::agent_client::ConnectError;
@@ -48,6 +49,17 @@ pub enum AgentError {
         netns: PathBuf,
         /// Its interface.
         ifname: String,
+    },
+    /// The controller gave it an address of a container that it has removed, of which this node has not heard yet.
+    #[error(
+        "{address} was {holder}'s, which the controller has removed while this node was not told; try again when \
+         `znet-agent status` shows the network as connected"
+    )]
+    Behind {
+        /// The address.
+        address: IpAddr,
+        /// The container that is still here.
+        holder: Name,
     },
     /// Its owner has attached it already.
     #[error("container {name} is attached already on behalf of {owner}; detach it first")]
@@ -163,6 +175,7 @@ impl AgentError {
             Self::ControllerAway { .. } | Self::Connect(_) => (503, "controller_away"),
             Self::UnknownNetwork { .. } => (404, "unknown_network"),
             Self::AttachedElsewhere { .. } => (409, "attached_elsewhere"),
+            Self::Behind { .. } => (503, "behind"),
             Self::OwnedAlready { .. } => (409, "owned_already"),
             Self::UnknownOwner { .. } => (404, "unknown_owner"),
             Self::NetnsInUse { .. } => (409, "netns_in_use"),

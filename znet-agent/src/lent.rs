@@ -18,8 +18,8 @@ use znet_wg::io::tun::{Queues, Tun, TunError};
 use crate::access::is_access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{
-    AttachOrder, ask_patiently, blocking, detach_this, device_name, is_current, note_release, put_attachment,
-    still_there, take_back,
+    AttachOrder, ask_patiently, blocking, detach_this, device_name, is_current, nobody_has, note_release,
+    put_attachment, still_there, take_back,
 };
 use crate::error::AgentError;
 use crate::files::Attachment;
@@ -73,7 +73,10 @@ pub(crate) async fn lend(
         port: None,
     };
     // Written first: whatever is left half done is found by the next start.
-    let mut done = put_attachment(agent, joined, attachment.clone());
+    let mut done = nobody_has(joined, &attachment);
+    if done.is_ok() {
+        done = put_attachment(agent, joined, attachment.clone());
+    }
     if done.is_ok() {
         done = note_release(agent, joined, &attachment.name, false).await;
     }

@@ -158,6 +158,15 @@ impl World {
         // The controller may have been told meanwhile to remove it again, and the map that says so may be here already.
         let gone = agent.member.revision() >= revision && !self.sees(who, record.id);
         let agent = &mut self.agents[who];
+        let has = |other: &ContainerRecord| {
+            other.name != name && other.addresses().any(|address| record.addresses().any(|a| a == address))
+        };
+        if agent.attachments.values().any(|(other, _)| has(other)) {
+            // As an agent that has not heard yet that the other one was removed: it gives this one back.
+            agent.attachments.remove(&name);
+            agent.owed.insert(name.clone());
+            return self.call(who, What::Detach(name));
+        }
         if agent.member_of && !gone {
             agent.given(&record);
             agent.attachments.insert(name, (record, revision));

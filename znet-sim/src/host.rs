@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use znet_core::id::ContainerId;
 use znet_core::plan::{Desired, DeviceKey, Observed, ObservedLink, ObservedService, Step, plan};
 
 use crate::agent::Agent;
@@ -80,16 +79,9 @@ impl World {
         self.one_address_each(who);
     }
 
-    /// No two devices of a host have one address, as far as the node's map can tell. One that was given at a later revision is
-    /// left out: a node whose stream stands still for longer than addresses rest may still serve a container that an
-    /// operator has removed, and be given its address for another one, until its map tells.
+    /// No two devices of a host have one address.
     fn one_address_each(&mut self, who: Who) {
-        let agent = &self.agents[who];
-        let known = agent.member.revision();
-        let later = agent.attachments.values().filter(|(_, revision)| *revision > known);
-        let later: BTreeSet<ContainerId> = later.map(|(record, _)| record.id).collect();
-        let told = agent.host.iter().filter(|(key, _)| !later.contains(&key.container));
-        let links = told.filter_map(|(_, device)| device.link.as_ref());
+        let links = self.agents[who].host.values().filter_map(|device| device.link.as_ref());
         let (mut seen, mut twice) = (BTreeSet::new(), None);
         for address in links.flat_map(|link: &ObservedLink| &link.addresses) {
             if !seen.insert(*address) {
