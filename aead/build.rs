@@ -33,7 +33,7 @@ fn main() {
         }
         _ => println!(
             "cargo::warning=packets will be encrypted by AWS-LC, for which a processor with AVX-512 needs 40 % more time: \
-             Intel's library cannot be built with (Debian and Ubuntu: install libipsec-mb-dev)"
+             Intel's library cannot be built with (Debian: install libipsec-mb-dev)"
         ),
     }
 }
