@@ -1,25 +1,20 @@
 //! The packet logic of two nodes over an underlay that is a queue: what arrives, what is refused, what is counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use std::collections::VecDeque;
-use std::io::IoSlice;
+mod queue;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use znet_core::id::ContainerId;
 use znet_core::key::PrivateKey;
 use znet_wg::control::{DeviceStats, Peer};
-use znet_wg::net::{Arrival, Device, Lane, Network, Outbox, OwnAddresses, Path, Port, Read, Underlay};
-use znet_wg::offload::{Offloads, PADDING, VNET_LEN, VnetHeader};
+use znet_wg::net::{Arrival, Device, Lane, Network, OwnAddresses, Path, Read};
+use znet_wg::offload::{PADDING, VnetHeader};
 
-/// What a node sent and what it handed to its container.
-#[derive(Default)]
-struct Queue {
-    datagrams: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
-    delivered: Mutex<Vec<Vec<u8>>>,
-}
+use queue::Queue;
 
 impl Queue {
     fn delivered(&self) -> Vec<Vec<u8>> {
@@ -36,25 +31,6 @@ impl Queue {
 
     fn clear(&self) {
         self.datagrams.lock().unwrap().clear();
-    }
-}
-
-impl Underlay for Queue {
-    fn send(&self, outbox: &Outbox) {
-        let sent = outbox.datagrams().map(|(to, datagram)| (to, datagram.to_vec()));
-        self.datagrams.lock().unwrap().extend(sent);
-    }
-}
-
-impl Port for Queue {
-    fn deliver(&self, slices: &[IoSlice<'_>]) -> bool {
-        assert_eq!(slices[0].len(), VNET_LEN);
-        self.delivered.lock().unwrap().push(slices[1..].iter().flat_map(|slice| slice.to_vec()).collect());
-        true
-    }
-
-    fn offloads(&self) -> Offloads {
-        Offloads::default()
     }
 }
 
