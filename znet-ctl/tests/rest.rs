@@ -231,6 +231,7 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
     let (networks, tokens) = ("/v1/networks", "/v1/networks/acme/tokens");
     let kept = "/v1/networks/acme/reservations/x";
     let access = "/v1/networks/acme/access/x";
+    let keys = "/v1/networks/acme/keys/rotate";
     for (method, path, body, status, code) in [
         ("POST", networks, "{", 400, "invalid_argument"),
         ("POST", networks, "\u{0}", 400, "invalid_argument"),
@@ -278,7 +279,7 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
         ("PUT", access, "{}", 400, "invalid_argument"),
         ("PUT", access, r#"{"public_key":"AAAA"}"#, 400, "invalid_argument"),
         ("PUT", access, &format!(r#"{{"public_key":"{}"}}"#, "A".repeat(43) + "="), 422, "unusable_key"),
-        ("PUT", access, &format!(r#"{{"public_key":"{KEY}","via":"none"}}"#), 404, "unknown_node"),
+        ("PUT", access, &format!(r#"{{"public_key":"{KEY}","via":"none"}}"#), 422, "unknown_node"),
         ("PUT", access, &format!(r#"{{"public_key":"{KEY}","port":1}}"#), 400, "invalid_argument"),
         (
             "PUT",
@@ -289,6 +290,10 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
         ),
         ("PUT", "/v1/networks/acme/access/web", &format!(r#"{{"public_key":"{KEY}"}}"#), 409, "name_taken"),
         ("GET", access, "", 404, "unknown_access"),
+        ("POST", keys, r#"{"containers":["none"]}"#, 422, "unknown_container"),
+        ("POST", keys, r#"{"node":"none"}"#, 422, "unknown_node"),
+        ("POST", keys, r#"{"containers":["web"],"all":true}"#, 422, "one_of_three"),
+        ("POST", "/v1/networks/none/keys/rotate", r#"{"containers":["web"]}"#, 404, "unknown_network"),
         ("DELETE", access, "", 404, "unknown_access"),
         ("GET", "/v1/networks/acme/audit?limit=x", "", 400, "invalid_argument"),
         ("GET", "/v1/networks/acme/audit?lim=1", "", 400, "invalid_argument"),
@@ -303,7 +308,7 @@ async fn what_is_wrong_is_a_problem_document_and_changes_nothing() {
         ("DELETE", "/v1/operators/zz", "", 400, "invalid_argument"),
         ("POST", "/v1/operators", r#"{"note":"x","role":"root"}"#, 400, "invalid_argument"),
         ("POST", "/v1/operators", r#"{"note":"a\nb","role":"read"}"#, 400, "invalid_argument"),
-        ("POST", "/v1/operators", r#"{"note":"x","role":"read","network":"none"}"#, 404, "unknown_network"),
+        ("POST", "/v1/operators", r#"{"note":"x","role":"read","network":"none"}"#, 422, "unknown_network"),
     ] {
         let answer = world.root(method.parse().unwrap(), path, body).await;
         assert_eq!(answer.status, status, "{method} {path} {body}: {}", answer.text);

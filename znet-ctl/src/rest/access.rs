@@ -13,7 +13,7 @@ use znet_core::key::PublicKey;
 
 use super::auth::Caller;
 use super::nodes::{find, no_such_node, removed};
-use super::problem::{Answer, Content, Failed, invalid, name, unknown};
+use super::problem::{Answer, Content, Failed, at_odds, invalid, name, unknown};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::Hosted;
@@ -108,7 +108,8 @@ pub(super) async fn put(
     let key: PublicKey = asked.public_key.parse().map_err(|error| invalid("public_key", error))?;
     let node = node_of(&hosted, asked.via.as_deref())?;
     let command = Command::CreateAccess { name, node, public_key: key, addresses: asked.addresses };
-    let done = hosted.execute(command, caller.actor()).await?;
+    let done = hosted.execute(command, caller.actor()).await;
+    let done = done.map_err(|error| Failed::from(error).of_body("unknown_node"))?;
     let Reply::Access(access) = done.reply else {
         return Err(Problem::new(500, "internal", "the network answered another question").into());
     };
@@ -119,7 +120,7 @@ pub(super) async fn put(
 fn node_of(hosted: &Hosted, via: Option<&str>) -> Result<NodeId, Failed> {
     if let Some(via) = via {
         let node = hosted.read(|network, _| find(network, via).map(|node| node.id))?;
-        return node.ok_or_else(|| no_such_node(hosted, via));
+        return node.ok_or_else(|| no_such_node(hosted, via).of_body("unknown_node"));
     }
     let (first, more) = hosted.read(|network, _| {
         let mut nodes = network.nodes();
@@ -128,7 +129,7 @@ fn node_of(hosted: &Hosted, via: Option<&str>) -> Result<NodeId, Failed> {
     match first {
         Some(only) if !more => Ok(only),
         Some(_) => Err(invalid("via", "the network has several nodes; name the one that people reach")),
-        None => Err(unknown("unknown_node", format!("network {} has no node yet", hosted.name()))),
+        None => Err(at_odds("unknown_node", format!("network {} has no node yet", hosted.name()))),
     }
 }
 

@@ -8,8 +8,8 @@ use znet_api::rest::{KeyChange, RotateKeys, Rotating};
 use znet_core::controller::{self as core, Command, Network, Reply, Rotate};
 
 use super::auth::Caller;
-use super::nodes::find;
-use super::problem::{Answer, Content, Failed, at_odds, beginning, name, unknown};
+use super::nodes::{find, no_such_node};
+use super::problem::{Answer, Content, Failed, at_odds, name};
 use crate::actor::Role;
 use crate::hub::Hub;
 use crate::network::Hosted;
@@ -35,11 +35,7 @@ fn which(hosted: &Hosted, asked: RotateKeys) -> Result<Rotate, Failed> {
         }
         (names, Some(wanted), false) if names.is_empty() => {
             let found = hosted.read(|network, _| find(network, &wanted).map(|node| node.id))?;
-            let missing = || {
-                let why = format!("there is no node {} in network {}", beginning(&wanted), hosted.name());
-                unknown("unknown_node", why)
-            };
-            found.map(Rotate::Node).ok_or_else(missing)
+            found.map(Rotate::Node).ok_or_else(|| no_such_node(hosted, &wanted).of_body("unknown_node"))
         }
         (names, None, true) if names.is_empty() => Ok(Rotate::All),
         _ => Err(at_odds("one_of_three", "name containers, or a node, or all: one of the three")),
@@ -62,7 +58,9 @@ pub(super) async fn rotate(
 ) -> Answer<Rotating> {
     let hosted = caller.network(&hub, &network, Role::Deploy)?;
     let which = which(&hosted, asked)?;
-    let done = hosted.execute(Command::RotateKeys { which }, caller.actor()).await?;
+    let done = hosted.execute(Command::RotateKeys { which }, caller.actor()).await;
+    let done =
+        done.map_err(|error| Failed::from(error).of_body("unknown_container").of_body("unknown_node"))?;
     let Reply::Rotating { containers } = &done.reply else { return Ok(Json(Rotating::default())) };
     let containers = containers.iter().map(ToString::to_string).collect();
     Ok(Json(Rotating { containers, revision: done.revision.get() }))

@@ -81,7 +81,10 @@ pub(super) async fn create(
         ));
     }
     let scope = match &asked.network {
-        Some(network) => Scope::Network(hub.find(network)?.id()),
+        Some(network) => {
+            let found = hub.find(network);
+            Scope::Network(found.map_err(|error| Failed::from(error).of_body("unknown_network"))?.id())
+        }
         None => Scope::All,
     };
     let made = hub.create_operator(asked.note, asked.role.into(), scope, caller.actor()).await?;

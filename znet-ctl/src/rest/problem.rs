@@ -34,6 +34,17 @@ pub(super) const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 #[derive(Debug)]
 pub(super) struct Failed(Problem);
 
+impl Failed {
+    /// The same of something that the body names: "not found" is said of the path alone, and a body that names what there
+    /// is not cannot be carried out (RFC 9110, section 15.5.21). Other refusals than `code` stay as they are.
+    pub(super) fn of_body(self, code: &str) -> Self {
+        match self.0 {
+            Problem { status: 404, .. } if self.0.code == code => at_odds(code, self.0.detail),
+            other => Self(other),
+        }
+    }
+}
+
 /// What a handler returns.
 pub(super) type Answer<T> = Result<Json<T>, Failed>;
 
@@ -93,7 +104,7 @@ pub(super) fn invalid(field: &str, why: impl ToString) -> Failed {
     Failed(Problem::new(400, "invalid_argument", format!("{field}: {}", beginning(&why.to_string()))))
 }
 
-/// Parts of a request that each mean something, and together nothing.
+/// A request that is well formed and cannot be carried out: its parts are at odds with each other or with what there is.
 pub(super) fn at_odds(code: &str, why: impl ToString) -> Failed {
     Failed(Problem::new(422, code, why))
 }
@@ -109,7 +120,7 @@ pub(super) fn seconds(field: &str, seconds: u64) -> Result<Duration, Failed> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// Something that was named and does not exist.
+/// Something that the path names and does not exist; see [`Failed::of_body`] for what the body names.
 pub(super) fn unknown(code: &str, why: impl ToString) -> Failed {
     Failed(Problem::new(404, code, why))
 }
