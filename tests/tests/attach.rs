@@ -1,9 +1,14 @@
 //! Attaching: what goes wrong says what and how to help, and changes nothing; what is repeated changes nothing either.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use netns_harness::Output;
-use serde_json::Value;
-use znet_tests::{FIRST_PACKET, NetworkSpec, Node, NodeOptions, Result, World};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use netns_harness::{Output, probe};
+use serde_json::{Value, json};
+use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, NodeOptions, Result, World};
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// A command has to fail with this exit code and these words, and leave the network as it was.
 fn refused(world: &World, node: &Node, args: &[&str], code: i32, words: &[&str]) -> Result {
@@ -205,6 +210,94 @@ fn tokens_that_are_wrong_expired_used_up_truncated_revoked_or_foreign_admit_nobo
     assert_eq!(nodes.as_array().unwrap().len(), 1, "{nodes}");
     node.znet(&["join", &good])?;
     node.wait_connected("acme")?;
+    world.passed();
+    Ok(())
+}
+
+/// A node's file of deltas on a disk that hangs: whoever opens it for writing waits.
+struct Hanging {
+    log: PathBuf,
+    pipe: PathBuf,
+    kept: PathBuf,
+}
+
+impl Hanging {
+    fn begin(node: &Node, network: &str) -> Result<Self> {
+        let log = node.state_dir().join("networks").join(network).join("map.log");
+        let (pipe, kept) = (log.with_extension("pipe"), log.with_extension("kept"));
+        node.host().command("mkfifo").arg(&pipe).run()?;
+        // A map that was just written has no deltas beside it.
+        if log.exists() {
+            std::fs::rename(&log, &kept)?;
+        }
+        std::fs::rename(&pipe, &log)?;
+        Ok(Self { log, pipe, kept })
+    }
+
+    /// Whoever waits goes on, and the file is as it was.
+    fn end(self, node: &Node) -> Result {
+        std::fs::rename(&self.log, &self.pipe)?;
+        if self.kept.exists() {
+            std::fs::rename(&self.kept, &self.log)?;
+        }
+        // It ends when nobody writes any more.
+        node.host().command("cat").arg(&self.pipe).run()?;
+        Ok(())
+    }
+}
+
+/// What the agent answers to an attach, with the HTTP status.
+fn ask(node: &Node, request: &Value) -> Result<(u16, Value)> {
+    let curl = node.host().command("curl").args(["-sS", "--max-time", "15", "-w", "\n%{http_code}", "-d"]);
+    let socket = ["--unix-socket", "/run/znet-agent/agent.sock", "http://localhost/v1/attach"];
+    let said = curl.arg(request.to_string()).args(socket).run()?.stdout;
+    let (body, status) = said.rsplit_once('\n').unwrap();
+    Ok((status.parse()?, serde_json::from_str(body)?))
+}
+
+#[test]
+fn an_address_is_refused_while_a_container_has_it_of_whose_removal_the_node_has_not_heard() -> Result {
+    let mut world = World::new("attach-behind")?;
+    let spec = NetworkSpec { name: "acme", prefixes: &["10.77.0.0/16"], rest: Some("1s") };
+    let token = world.controller.create_network(&spec)?;
+    let (n1, n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
+    let (old, far) = (n1.attach("acme", "old")?, n2.attach("acme", "far")?);
+    far.wait_reaches(old.v4()?, FIRST_PACKET)?;
+    let id = world.controller.json(&["network", "show", "acme"])?["id"].as_str().unwrap().to_owned();
+    // The stream of n1 stands still: it hears of one change, and is not done with it.
+    let hanging = Hanging::begin(&n1, &id)?;
+    n2.attach_with("acme", "more", &[])?;
+    let revision = world.controller.json(&["network", "show", "acme"])?["revision"].as_u64().unwrap();
+    probe::until("n1 to hear of a change", SOON, || n1.revision("acme").ok().filter(|at| *at >= revision))?;
+    world.controller.ctl(&["container", "remove", "acme", "old", "--yes"])?;
+    let container = n1.host().container("new")?;
+    let request = json!({
+        "network": "acme", "name": "new", "netns": container.netns_path(), "ifname": "znet0",
+        "addresses": [old.v4()?],
+    });
+    // The controller gives it as soon as it has rested.
+    let answer = || ask(&n1, &request).ok().filter(|(_, said)| said["code"] != "address_resting");
+    let (status, said) = probe::until("the address to have rested", SOON, answer)?;
+    assert_eq!((status, said["code"].as_str()), (503, Some("behind")), "{said}");
+    let detail = said["detail"].as_str().unwrap();
+    assert!(detail.contains("was old's") && detail.contains("try again"), "{said}");
+    // Of the attach nothing is left, anywhere.
+    let links = container.command("ip").args(["-brief", "link"]).run()?.stdout;
+    assert!(!links.contains("znet0"), "{links}");
+    let names = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&world.controller.json(&["container", "list", "acme"])?), ["far", "more"]);
+    assert_eq!(names(&n1.network("acme")?["attached"]), ["old"]);
+    // It hears the rest, and then may have it.
+    hanging.end(&n1)?;
+    let gone = || n1.network("acme").ok().filter(|network| names(&network["attached"]).is_empty());
+    probe::until("n1 to hear that old is gone", SOON, gone)?;
+    let address = old.v4()?.to_string();
+    let again = || Member::attach(&n1, "acme", "new", container.clone(), &["--address", &address]).ok();
+    let new = probe::until("the address to be given", SOON, again)?;
+    assert_eq!(new.v4()?, old.v4()?);
+    far.wait_reaches(new.v4()?, FIRST_PACKET)?;
     world.passed();
     Ok(())
 }
