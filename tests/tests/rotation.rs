@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use netns_harness::{HostCommand, Process, probe};
 use serde_json::Value;
-use znet_tests::{FIRST_PACKET, Laptop, Member, NetworkSpec, Node, Result, World};
+use znet_api::agent_client::connect;
+use znet_api::tls::Identity;
+use znet_api::v1;
+use znet_tests::{FIRST_PACKET, FleetNode, Laptop, Member, NetworkSpec, Node, Result, Served, World};
 
 const SOON: Duration = Duration::from_secs(15);
 /// A change takes some seconds until the new keys are in use, and fifteen more until the former are gone.
@@ -286,4 +289,73 @@ fn what_cannot_be_changed_is_said_and_what_is_being_changed_is_no_error() -> Res
     assert_eq!(changed[0]["public_key"].as_str().unwrap(), shown(&n1, &a)?);
     world.passed();
     Ok(())
+}
+
+#[test]
+fn a_node_that_is_away_and_holds_a_change_up_is_named_with_the_way_out() -> Result {
+    let mut world = World::new("rotate-away")?;
+    let token = acme(&world)?;
+    let (n1, mut n2) = (world.node("n1", &[&token])?, world.node("n2", &[&token])?);
+    let (a, _b) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?);
+    n2.kill_agent()?;
+    world.controller.ctl(&["key", "rotate", "acme", "a"])?;
+    wait_for_stage(&world, "a", "offered")?;
+    let told = || {
+        let status = world.controller.ctl(&["status", "acme"]).ok()?.stdout;
+        let keys = status.split("key pairs that are being changed: 1").nth(1)?;
+        (keys.contains("n2 (seen") && keys.contains("znet-ctl node remove acme n2")).then_some(())
+    };
+    probe::until("the status to tell who is waited for", ROTATION, told)?;
+    let waited = world.controller.try_ctl(&["key", "rotate", "acme", "a", "--wait", "1ms"])?;
+    assert_eq!(waited.status.code(), Some(7), "{}", waited.stderr);
+    for word in ["a (offered)", "n2 (seen", "znet-ctl node remove acme n2"] {
+        assert!(waited.stderr.contains(word), "no {word:?}: {}", waited.stderr);
+    }
+    world.controller.ctl(&["node", "remove", "acme", "n2", "--yes"])?;
+    let changed = world.controller.json(&["key", "rotate", "acme", "a", "--wait", "50s"])?;
+    assert_eq!(changed[0]["public_key"].as_str().unwrap(), shown(&n1, &a)?);
+    world.passed();
+    Ok(())
+}
+
+/// What `znet-ctl` says to an operator of this controller, and how it ends.
+fn ctl(served: &Served, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let command = std::process::Command::new(znet_tests::program("znet-ctl")?)
+        .arg("--socket")
+        .arg(served.socket())
+        .args(args)
+        .output()?;
+    let said = [command.stdout, command.stderr].concat();
+    Ok((command.status.code(), String::from_utf8(said)?))
+}
+
+#[tokio::test]
+async fn a_node_that_never_said_that_it_holds_two_keys_is_named_with_the_way_out() -> Result {
+    let mut served = Served::start()?;
+    let token = served.network("acme").await?;
+    let fine = FleetNode::join(&token, "fine", 0).await?;
+    // As an agent of an earlier version, which says nothing of it, joins and is not seen again.
+    let identity = Identity::generate()?;
+    let (mut client, _) = connect(&token.controllers(), &identity, 0).await?;
+    let join = v1::JoinRequest {
+        network: token.network.as_bytes().to_vec(),
+        secret: token.secret.to_bytes().to_vec(),
+        name: "edge-7".to_owned(),
+        ..v1::JoinRequest::default()
+    };
+    client.join(join).await?;
+    let way_out = "znet-ctl node remove acme edge-7";
+    let (code, said) = ctl(&served, &["key", "rotate", "acme", "--all"])?;
+    assert!(code == Some(4) && said.contains("edge-7") && said.contains(way_out), "{code:?} {said}");
+    let (code, said) = ctl(&served, &["status", "acme"])?;
+    assert!(code == Some(0) && said.contains("edge-7 (not seen") && said.contains(way_out), "{said}");
+    assert!(!said.contains("fine-0 ("), "{said}");
+    let (code, said) = ctl(&served, &["node", "remove", "acme", "edge-7", "--yes"])?;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = ctl(&served, &["key", "rotate", "acme", "--all"])?;
+    assert_eq!(code, Some(0), "{said}");
+    let (_, said) = ctl(&served, &["status", "acme"])?;
+    assert!(!said.contains("no key of a container can be changed"), "{said}");
+    drop(fine);
+    served.is_unharmed().await
 }

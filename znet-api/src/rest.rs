@@ -384,6 +384,9 @@ pub struct Node {
     /// The later revision that it has applied, where the controller was restored from an older backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ahead: Option<u64>,
+    /// Whether it cannot do with a container that has two keys meanwhile: then no key in the network is changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_key_only: bool,
     /// Number of its containers.
     pub containers: usize,
 }
@@ -510,6 +513,9 @@ pub struct NetworkStatus {
     pub digest: String,
     /// Whether changes are taken; `false` while the store refuses to write.
     pub writable: bool,
+    /// Number of containers whose key pair is being changed.
+    #[serde(default)]
+    pub keys_changing: usize,
     /// Its nodes.
     pub nodes: Vec<Node>,
 }

@@ -13,6 +13,7 @@ use znet_cli::output;
 
 use super::Result;
 use super::ask::{Asker, failed};
+use super::held_up;
 use super::members::word;
 
 /// How often the containers are looked at while somebody waits.
@@ -60,7 +61,10 @@ impl Asker {
     pub(super) async fn key(&self, command: KeyCommand) -> Result {
         let KeyCommand::Rotate { network, containers, node, all, wait } = command;
         let asked = RotateKeys { containers, node, all };
-        let rotating = self.client.rotate_keys(&network, &asked).await.map_err(failed)?;
+        let rotating = match self.client.rotate_keys(&network, &asked).await {
+            Ok(rotating) => rotating,
+            Err(error) => return Err(self.with_way_out(&network, failed(error)).await),
+        };
         let names = (!all).then(|| rotating.containers.into_iter().collect::<BTreeSet<String>>());
         let found = match wait {
             Some(patience) => self.wait_changed(&network, names.as_ref(), patience).await?,
@@ -85,6 +89,19 @@ impl Asker {
             key_change,
         };
         Ok(all.into_iter().filter(wanted).map(of).collect())
+    }
+
+    /// Says as well which nodes are in the way, and what helps, if that is why.
+    async fn with_way_out(&self, network: &str, failure: Failure) -> Failure {
+        if !matches!(failure.code.as_str(), "one_key_only" | "not_changed") {
+            return failure;
+        }
+        let Ok(nodes) = self.client.nodes(network).await else { return failure };
+        let mut help = held_up::unable(network, &nodes);
+        if help.is_empty() {
+            help.extend(held_up::waiting(network, &nodes));
+        }
+        if help.is_empty() { failure } else { failure.hint(help.join("; ")) }
     }
 
     async fn wait_changed(
@@ -113,8 +130,8 @@ impl Asker {
                     found.len(),
                     named.join(", ")
                 );
-                let hint = "a node that is away holds a change up for ten minutes; `znet-ctl node list` tells who is";
-                return Err(Failure::new(Kind::TimedOut, "not_changed", why).hint(hint));
+                let failure = Failure::new(Kind::TimedOut, "not_changed", why);
+                return Err(self.with_way_out(network, failure).await);
             }
             let done = found.len() - waiting.len();
             if told != Some(done) && std::io::stderr().is_terminal() {

@@ -7,6 +7,7 @@ mod ask;
 mod controllers;
 mod files;
 mod gc;
+mod held_up;
 mod keys;
 mod members;
 mod networks;

@@ -9,6 +9,7 @@ use znet_cli::output::{self, Format};
 
 use super::Result;
 use super::ask::{Asker, failed};
+use super::held_up;
 use super::members::{NODE_HEADINGS, node_row};
 use super::networks::{NETWORK_HEADINGS, network_row, print_ahead};
 
@@ -108,6 +109,7 @@ impl Asker {
         ));
         output::table(&NODE_HEADINGS, seen.nodes.iter().map(node_row));
         print_ahead(network);
+        print_keys(seen);
         Ok(())
     }
 
@@ -140,6 +142,24 @@ impl Asker {
             None => self.client.audit_all(after, limit).await,
         };
         records.map_err(failed)
+    }
+}
+
+/// Tells of keys that are being changed or cannot be, because of whom, and what helps.
+fn print_keys(seen: &NetworkStatus) {
+    let name = &seen.network.name;
+    let unable = held_up::unable(name, &seen.nodes);
+    if !unable.is_empty() {
+        output::line(
+            "\nno key of a container can be changed, as some nodes cannot do with one that has two keys meanwhile:",
+        );
+        unable.iter().for_each(|help| output::line(&format!("  {help}")));
+    }
+    if seen.keys_changing > 0 {
+        output::line(&format!("\nkey pairs that are being changed: {}", seen.keys_changing));
+        if let Some(waiting) = held_up::waiting(name, &seen.nodes) {
+            output::line(&format!("  {waiting}"));
+        }
     }
 }
 

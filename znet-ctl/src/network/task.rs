@@ -174,7 +174,8 @@ impl Task {
             let nodes: Vec<String> = unable.iter().map(ToString::to_string).collect();
             tracing::warn!(
                 network = %self.hosted.name, nodes = nodes.join(", "),
-                "keys are due to be changed and are not, as these nodes cannot do with a container that has two keys meanwhile"
+                "keys are due to be changed and are not, as these nodes cannot do with a container that has two keys meanwhile; \
+                 `znet-ctl status` tells what helps"
             );
         }
     }

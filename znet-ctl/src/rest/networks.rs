@@ -165,9 +165,11 @@ pub(super) async fn status(
     Path(network): Path<String>,
 ) -> Answer<NetworkStatus> {
     let hosted = caller.network(&hub, &network, Role::Read)?;
-    let digest = hosted.read(|_, head| head.head.digest.to_string())?;
+    let (digest, keys_changing) =
+        hosted.read(|network, head| (head.head.digest.to_string(), network.rotations()))?;
     let writable = hosted.condition() == Condition::Serving;
-    Ok(Json(NetworkStatus { network: describe(&hosted)?, digest, writable, nodes: nodes::all(&hosted)? }))
+    let (network, nodes) = (describe(&hosted)?, nodes::all(&hosted)?);
+    Ok(Json(NetworkStatus { network, digest, writable, keys_changing, nodes }))
 }
 
 /// Starts a new epoch, after a restore from a backup: agents then accept the older history. Takes the role admin.

@@ -33,6 +33,7 @@ fn describe(
         last_seen: last_seen.map(rfc3339),
         applied: applied.map(|revision| revision.get()),
         ahead: ahead.get(&node.id).map(|revision| revision.get()),
+        one_key_only: !node.two_keys,
         containers: network.containers_of(node.id).count(),
     }
 }
