@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use netns_harness::{Process, Signal, probe};
 
-use znet_tests::{Cluster, Controller, FIRST_PACKET, NetworkSpec, Node, Result, program};
+use znet_tests::{Cluster, Controller, FIRST_PACKET, Member, NetworkSpec, Node, Result, program};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Within what time agents have another controller.
@@ -99,6 +99,56 @@ fn agents_move_within_5_seconds_from_a_controller_that_is_killed_or_cut_off_and_
     wait_equal(&cluster.controllers[0], &cluster.controllers[1])?;
 
     assert_no_loss(&pinging)?;
+    cluster.lab.passed();
+    Ok(())
+}
+
+/// The nodes that are connected to a controller.
+fn live(controller: &Controller) -> Result<Vec<String>> {
+    let nodes = controller.json(&["node", "list", "acme"])?;
+    let live = nodes.as_array().unwrap().iter().filter(|node| node["live"] == true);
+    Ok(live.map(|node| node["name"].as_str().unwrap().to_owned()).collect())
+}
+
+/// Waits until the keys of these containers are not being changed any more, and returns them.
+fn changed_keys(controller: &Controller, within: &str) -> Result<BTreeSet<String>> {
+    let rotate = ["key", "rotate", "acme", "a", "b", "c", "--wait", within];
+    let changed = controller.json(&rotate)?;
+    Ok(changed.as_array().unwrap().iter().map(|one| one["public_key"].as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn keys_are_changed_at_once_by_controllers_that_were_just_started_and_have_some_of_the_agents_each() -> Result
+{
+    let mut cluster = Cluster::new("etcd-keys")?;
+    let first = acme(&cluster.controllers[0])?;
+    let token = || cluster.controllers[1].token("acme", &[]).ok();
+    let second = probe::until("the second controller to know the network", SOON, token)?;
+    let (n1, n2, n3) =
+        (cluster.node("n1", &first)?, cluster.node("n2", &second)?, cluster.node("n3", &second)?);
+    let (a, b, c) = (n1.attach("acme", "a")?, n2.attach("acme", "b")?, n3.attach("acme", "c")?);
+    for (from, to) in [(&a, &b), (&b, &c), (&c, &a)] {
+        from.wait_reaches(to.v6()?, FIRST_PACKET)?;
+    }
+    assert_eq!(live(&cluster.controllers[0])?, ["n1"]);
+    assert_eq!(live(&cluster.controllers[1])?, ["n2", "n3"]);
+    let pings = |from: &Member, to: &Member| -> Result<Process> {
+        Ok(from.command("ping").args(["-i", "0.02", &to.v6()?.to_string()]).spawn("ping")?)
+    };
+    let pinging = [pings(&a, &b)?, pings(&b, &c)?, pings(&c, &a)?];
+    // Neither has seen the other's agents. It takes the fifteen seconds that former keys stay, and some for the stages.
+    let begun = Instant::now();
+    let once = changed_keys(&cluster.controllers[0], "40s")?;
+    println!("changed after {:?}", begun.elapsed());
+    // And again, while one of them dies and its agent goes over to the other.
+    cluster.controllers[1].ctl(&["key", "rotate", "acme", "--all"])?;
+    cluster.controllers[0].kill()?;
+    let begun = Instant::now();
+    let twice = changed_keys(&cluster.controllers[1], "55s")?;
+    println!("changed again after {:?}", begun.elapsed());
+    assert!(once.len() == 3 && twice.len() == 3 && once.is_disjoint(&twice), "{once:?} {twice:?}");
+    assert_eq!(live(&cluster.controllers[1])?, ["n1", "n2", "n3"]);
+    pinging.iter().try_for_each(assert_no_loss)?;
     cluster.lab.passed();
     Ok(())
 }

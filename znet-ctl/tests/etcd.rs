@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use server::{Etcd, Pki};
 use znet_core::controller::{Command, Network, NewNetwork, Resting, Row, Settings, StateChange};
-use znet_core::id::{NetworkId, NodeId, Revision, TokenId};
+use znet_core::id::{Epoch, NetworkId, NodeId, Revision, TokenId};
 use znet_core::time::Timestamp;
 use znet_ctl::actor::{Actor, Role, Scope};
 use znet_ctl::store::etcd::{EtcdStore, EtcdUrl};
-use znet_ctl::store::{AuditNote, Commit, Operator, Store, StoreError, conformance};
+use znet_ctl::store::{Applied, AuditNote, Commit, Operator, Store, StoreError, conformance};
 
 const NETWORK: NetworkId = NetworkId::from_bytes([1; 16]);
 const SOON: Duration = Duration::from_secs(10);
@@ -224,6 +224,12 @@ async fn controllers_share_secrets_presence_and_operators() {
     a.report_present(NETWORK, &nodes).await.unwrap();
     assert_eq!(b.present_elsewhere(NETWORK).await.unwrap(), nodes);
     assert_eq!(a.present_elsewhere(NETWORK).await.unwrap(), vec![]);
+    let applied =
+        |revision| Applied { epoch: Epoch::new(2), revision: Revision::new(revision), nodes: nodes.to_vec() };
+    a.report_applied(NETWORK, &applied(7)).await.unwrap();
+    a.report_applied(NETWORK, &applied(9)).await.unwrap();
+    assert_eq!(b.applied_elsewhere(NETWORK).await.unwrap(), [applied(9)]);
+    assert_eq!(a.applied_elsewhere(NETWORK).await.unwrap(), []);
     let mut catalogue = b.catalogue();
     catalogue.borrow_and_update();
     let operator = Operator {

@@ -8,6 +8,7 @@
 mod access;
 mod command;
 mod decide;
+mod elsewhere;
 pub mod liveness;
 mod membership;
 mod network;
@@ -19,6 +20,7 @@ mod trust;
 pub use access::MAX_ACCESSES;
 pub use command::{Command, NewNetwork, Reply, Rotate, Settings};
 pub use decide::Decision;
+pub use elsewhere::Elsewhere;
 pub use network::{Corrupt, MAX_CONTAINERS, MAX_NODES, MAX_RESERVATIONS, MAX_TOKENS, Network};
 pub use rejection::Rejection;
 pub use rotation::{

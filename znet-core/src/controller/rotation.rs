@@ -39,8 +39,8 @@ pub const SETTLE_AFTER: Duration = Duration::from_secs(15);
 /// For how long after its last sign of life a member with containers holds a change up.
 pub const AWAY_PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long a stage takes at least where other controllers serve the same network: their agents have heard of it by then, and
-/// only they know whether these have.
+/// How long a stage takes at least where other controllers serve the same network and some member is connected neither here nor,
+/// as far as they tell, to one of them: it may be on its way from one to another, and has heard of the stage by then.
 pub const OTHERS_HEAR_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is known of a member.
@@ -83,7 +83,7 @@ impl Rotations {
         Self { started: now, least: Duration::ZERO, stages: BTreeMap::new(), held_up_by: Vec::new() }
     }
 
-    /// Other controllers serve the network as well, and know of their own agents alone.
+    /// Other controllers serve the network as well. What they tell of their own agents is in what is asked of a member.
     #[must_use]
     pub fn among_others(self) -> Self {
         Self { least: OTHERS_HEAR_WITHIN, ..self }
@@ -100,12 +100,14 @@ impl Rotations {
         self.note_stages(network, now);
         if !self.stages.is_empty() {
             let heard = self.heard_by_all(network, &member, now);
+            let least =
+                if network.nodes().all(|node| member(&node.id).live) { Duration::ZERO } else { self.least };
             for container in network.rotating() {
                 let record = &container.record;
                 let (Some(also), Some(stage)) = (record.also_key, self.stages.get(&record.id)) else {
                     continue;
                 };
-                if stage.revision > heard || now < stage.at.plus(self.least) {
+                if stage.revision > heard || now < stage.at.plus(least) {
                     continue;
                 }
                 if record.rekey {

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use znet_core::controller::{
-    AWAY_PATIENCE, Command, MAX_NAMED, MAX_ROTATIONS, MemberView, Network, NewNetwork, NodeLifetime,
-    OTHERS_HEAR_WITHIN, Rejection, Reply, Rotate, Rotations, SETTLE_AFTER, Settings,
+    AWAY_PATIENCE, Command, Elsewhere, MAX_NAMED, MAX_ROTATIONS, MemberView, Network, NewNetwork,
+    NodeLifetime, OTHERS_HEAR_WITHIN, Rejection, Reply, Rotate, Rotations, SETTLE_AFTER, Settings,
 };
 use znet_core::id::{NetworkId, NodeId, Revision};
 use znet_core::key::{PrivateKey, PublicKey};
@@ -41,6 +41,7 @@ struct World {
     rng: ChaCha20Rng,
     now: Timestamp,
     members: BTreeMap<NodeId, MemberView>,
+    elsewhere: Elsewhere,
 }
 
 impl World {
@@ -59,7 +60,8 @@ impl World {
         });
         let network = Network::from_rows(Revision::new(1), rows).unwrap();
         let rotations = Rotations::new(now);
-        let mut world = Self { network, rotations, rng, now, members: BTreeMap::new() };
+        let (members, elsewhere) = (BTreeMap::new(), Elsewhere::default());
+        let mut world = Self { network, rotations, rng, now, members, elsewhere };
         let token =
             Command::CreateToken { label: None, uses: None, expires: None, lifetime: NodeLifetime::Lasting };
         let Reply::Token { secret, .. } = world.decide(&token).unwrap() else { panic!("no token") };
@@ -128,10 +130,16 @@ impl World {
         self.now = self.now.plus(time);
     }
 
+    /// Another controller tells of its members.
+    fn told(&mut self, members: &[(u8, Revision)]) {
+        let members = members.iter().map(|(n, applied)| (node(*n), *applied));
+        self.elsewhere.hear(&self.network, members, self.now);
+    }
+
     /// What a tick of the controller does; whether that was anything.
     fn tick(&mut self) -> bool {
-        let members = self.members.clone();
-        let view = |node: &NodeId| members.get(node).copied().unwrap_or_default();
+        let (members, elsewhere) = (self.members.clone(), self.elsewhere.clone());
+        let view = |node: &NodeId| elsewhere.view(node, members.get(node).copied().unwrap_or_default());
         let Some(command) = self.rotations.next(&self.network, view, self.now) else { return false };
         self.decide(&command).unwrap();
         true
@@ -227,6 +235,68 @@ fn where_others_serve_the_network_their_agents_get_time_to_hear_of_a_stage() {
     world.pass(Duration::from_millis(1));
     assert!(world.tick());
     assert_eq!(world.record(0).public_key, key(1));
+}
+
+#[test]
+fn what_another_controller_tells_of_its_members_ends_a_stage_at_once() {
+    let mut world = World::new(3, None);
+    let before = world.network.revision();
+    // Just started, and never seen by the third, which is connected to another controller.
+    world.rotations = Rotations::new(world.now).among_others();
+    world.members.remove(&node(2));
+    world.rotate(Rotate::Named(vec![name("c0")])).unwrap();
+    world.offer(0, key(1)).unwrap();
+    for n in [0, 1] {
+        world.applies(n);
+    }
+    assert!(!world.tick(), "nobody knows anything of the third");
+    world.told(&[(2, before)]);
+    world.pass(OTHERS_HEAR_WITHIN);
+    assert!(!world.tick(), "it does not know the next key");
+    world.told(&[(2, world.network.revision())]);
+    assert!(world.tick());
+    assert_eq!(world.record(0).public_key, key(1));
+    for n in [0, 1] {
+        world.applies(n);
+    }
+    world.tick();
+    world.told(&[(2, world.network.revision())]);
+    world.pass(SETTLE_AFTER);
+    assert!(world.tick() && world.network.rotations() == 0);
+}
+
+#[test]
+fn a_member_that_no_controller_has_any_more_counts_from_when_one_told_of_it_last() {
+    let mut world = World::new(3, None);
+    world.rotations = Rotations::new(world.now).among_others();
+    world.members.remove(&node(2));
+    world.pass(AWAY_PATIENCE);
+    for n in [0, 1] {
+        world.applies(n);
+    }
+    world.told(&[(2, world.network.revision())]);
+    world.rotate(Rotate::Named(vec![name("c0")])).unwrap();
+    world.offer(0, key(1)).unwrap();
+    world.tick();
+    for n in [0, 1] {
+        world.applies(n);
+    }
+    world.pass(AWAY_PATIENCE - Duration::from_millis(1));
+    world.told(&[]);
+    assert!(!world.tick(), "it may come back");
+    world.pass(Duration::from_millis(1));
+    assert!(world.tick());
+    assert_eq!(world.record(0).public_key, key(1));
+    // What it says itself when it has come here counts, whatever was told of it.
+    let mut world = World::new(3, None);
+    world.rotate(Rotate::Named(vec![name("c0")])).unwrap();
+    world.offer(0, key(1)).unwrap();
+    world.tick();
+    for n in [0, 1] {
+        world.applies(n);
+    }
+    world.told(&[(2, Revision::new(1_000))]);
+    assert!(!world.tick(), "it has said here what it has applied");
 }
 
 #[test]
@@ -473,6 +543,155 @@ proptest! {
         follow(&mut held, &record, &mut fresh);
         prop_assert!(!record.is_rotating());
         prop_assert_eq!(held, Held { key: record.public_key, also: None, next: false });
+    }
+}
+
+/// A controller of several, with the members that are connected to it and what it told last of them.
+struct Site {
+    rotations: Rotations,
+    members: BTreeMap<NodeId, MemberView>,
+    elsewhere: Elsewhere,
+    tells: Vec<(NodeId, Revision)>,
+}
+
+/// A network that two controllers serve.
+struct Shared {
+    world: World,
+    sites: [Site; 2],
+    /// To which of them each member is connected.
+    at: [usize; NODES as usize],
+    /// What each has applied, and what it believes of container 0 then.
+    applied: [(Revision, ContainerRecord); NODES as usize],
+}
+
+impl Shared {
+    fn new() -> Self {
+        let world = World::new(3, None);
+        let site = || Site {
+            rotations: Rotations::new(world.now).among_others(),
+            members: BTreeMap::new(),
+            elsewhere: Elsewhere::default(),
+            tells: Vec::new(),
+        };
+        let (sites, applied) = ([site(), site()], (world.network.revision(), world.record(0)));
+        let mut shared = Self { world, sites, at: [0, 1, 1], applied: [0; 3].map(|_: u8| applied.clone()) };
+        (0..NODES).for_each(|n| shared.says(n));
+        shared
+    }
+
+    /// A member says to its controller what it has applied.
+    fn says(&mut self, n: u8) {
+        let applied = Some(self.applied[usize::from(n)].0);
+        let view = MemberView { live: true, seen: Some(self.world.now), applied };
+        self.sites[self.at[usize::from(n)]].members.insert(node(n), view);
+    }
+
+    fn applies(&mut self, n: u8) {
+        self.applied[usize::from(n)] = (self.world.network.revision(), self.world.record(0));
+        self.says(n);
+    }
+
+    /// It goes to the other controller, which may not be noticed at once where it was.
+    fn moves(&mut self, n: u8, noticed: bool) {
+        let view = self.sites[self.at[usize::from(n)]].members.get_mut(&node(n)).unwrap();
+        view.live = !noticed;
+        self.at[usize::from(n)] = 1 - self.at[usize::from(n)];
+        self.says(n);
+    }
+
+    fn tell(&mut self) {
+        for site in &mut self.sites {
+            let live = site.members.iter().filter(|(_, view)| view.live);
+            let floor = live.clone().filter_map(|(_, view)| view.applied).min();
+            site.tells = live.filter_map(|(node, _)| Some((*node, floor?))).collect();
+        }
+    }
+
+    /// As ticks do that come every second.
+    fn pass(&mut self, time: Duration) {
+        self.tell();
+        self.world.pass(time);
+        for site in &mut self.sites {
+            // Who went away is noticed by then.
+            site.members.retain(|_, view| view.live);
+        }
+        for n in 0..NODES {
+            let elsewhere = 1 - self.at[usize::from(n)];
+            if let Some(view) = self.sites[elsewhere].members.get_mut(&node(n)) {
+                view.live = false;
+            }
+            self.says(n);
+        }
+    }
+
+    fn tick(&mut self, at: usize) {
+        self.tell();
+        let tells = self.sites[1 - at].tells.clone();
+        let (site, world) = (&mut self.sites[at], &mut self.world);
+        site.elsewhere.hear(&world.network, tells, world.now);
+        let (members, elsewhere) = (&site.members, &site.elsewhere);
+        let view = |node: &NodeId| elsewhere.view(node, members.get(node).copied().unwrap_or_default());
+        if let Some(command) = site.rotations.next(&world.network, view, world.now) {
+            world.decide(&command).unwrap();
+        }
+    }
+}
+
+proptest! {
+    /// Two controllers lead one change, each with members of its own that apply late and move over: no key comes into use before
+    /// all know it, and it takes no time that nobody needs.
+    #[test]
+    fn of_two_controllers_neither_leads_a_change_on_before_the_others_members_have_heard_of_it(
+        events in prop::collection::vec((0u8..8, 0u8..NODES, 0u64..20), 0..120)
+    ) {
+        let mut shared = Shared::new();
+        let mut fresh = 100;
+        let mut held = Held { key: shared.world.record(0).public_key, also: None, next: false };
+        for (what, n, seconds) in events {
+            match what {
+                0 => shared.tick(usize::from(n % 2)),
+                1 => shared.pass(Duration::from_secs(seconds)),
+                2 => { shared.world.rotate(Rotate::Named(vec![name("c0")])).unwrap(); }
+                3 => shared.moves(n, seconds % 2 == 0),
+                4 if seconds == 0 => {
+                    let rotations = Rotations::new(shared.world.now).among_others();
+                    let site = &mut shared.sites[usize::from(n % 2)];
+                    (site.rotations, site.elsewhere) = (rotations, Elsewhere::default());
+                    site.members.clear();
+                    (0..NODES).for_each(|n| shared.says(n));
+                }
+                _ => {
+                    shared.applies(n);
+                    if n == 0 && let Some(offer) = follow(&mut held, &shared.applied[0].1, &mut fresh) {
+                        let _ = shared.world.offer(0, offer);
+                    }
+                }
+            }
+            for (n, (_, believed)) in shared.applied.iter().enumerate() {
+                prop_assert!(
+                    believed.keys().any(|key| key == held.key),
+                    "node {} accepts {:?}, the container uses {:?}", n, believed, held
+                );
+                prop_assert!(
+                    held.key == believed.public_key || held.also == Some(believed.public_key),
+                    "node {} uses {:?}, the container accepts {:?}", n, believed, held
+                );
+            }
+        }
+        let begun = shared.world.now;
+        for _ in 0..10 {
+            for n in 0..NODES {
+                shared.applies(n);
+                if n == 0 && let Some(offer) = follow(&mut held, &shared.applied[0].1, &mut fresh) {
+                    shared.world.offer(0, offer).unwrap();
+                }
+                shared.applies(n);
+            }
+            shared.pass(Duration::from_secs(5));
+            (0..2).for_each(|at| shared.tick(at));
+        }
+        prop_assert!(!shared.world.record(0).is_rotating());
+        prop_assert!(shared.world.now <= begun.plus(Duration::from_secs(50)));
     }
 }
 

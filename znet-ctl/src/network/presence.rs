@@ -173,6 +173,15 @@ impl Presence {
             .collect()
     }
 
+    /// The live nodes, and what all of them have applied.
+    pub(super) fn live_applied(&self) -> (Vec<NodeId>, Revision) {
+        let inner = self.lock();
+        let floor = inner.by_applied.first().map_or(Revision::ZERO, |(revision, _)| *revision);
+        let mut live: Vec<NodeId> = inner.by_applied.iter().map(|(_, node)| *node).collect();
+        live.sort();
+        (live, floor)
+    }
+
     /// The lowest revision that a live node has applied, and its changes.
     pub(super) fn floor(&self) -> watch::Receiver<Revision> {
         self.floor.subscribe()
@@ -227,6 +236,7 @@ mod tests {
         presence.applied(B, Revision::new(3), at(2));
         assert_eq!(floor(&presence), 3);
         assert_eq!(presence.lagging(Revision::new(5), 10), vec![B]);
+        assert_eq!(presence.live_applied(), (vec![A, B], Revision::new(3)));
         presence.applied(B, Revision::new(7), at(3));
         assert_eq!(floor(&presence), 5);
         // A falls silent: it holds nobody up any more, and does again when it is back.

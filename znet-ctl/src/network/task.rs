@@ -93,7 +93,7 @@ impl Task {
                 Ok(working) => {
                     install(hosted, &working);
                     hosted.set_condition(Condition::Serving);
-                    let rotations = Rotations::new(hosted.common.clock.now());
+                    let rotations = Rotations::new(hosted.common.clock.steady());
                     let alone = hosted.common.store.shared().is_none();
                     let rotations = if alone { rotations } else { rotations.among_others() };
                     let suspects = Suspects::default();
@@ -156,7 +156,11 @@ impl Task {
         if !absent.is_empty() {
             self.command(Command::Collect { absent }).await;
         }
-        let next = self.rotations.next(&self.working, |node| hosted.presence.view(node, now), now);
+        if self.failed.is_none() {
+            others.exchange_applied(&hosted, &self.working, now).await;
+        }
+        let view = |node: &NodeId| others.view(node, hosted.presence.view(node, now));
+        let next = self.rotations.next(&self.working, view, now);
         self.tell_held_up();
         if let Some(next) = next {
             self.command(next).await;

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use znet_core::controller::{Row, StateChange};
-use znet_core::id::{NetworkId, NodeId, Revision, TokenId};
+use znet_core::id::{Epoch, NetworkId, NodeId, Revision, TokenId};
 use znet_core::map::Head;
 use znet_core::name::Name;
 use znet_core::time::Timestamp;
@@ -44,7 +44,7 @@ pub const MAX_NETWORKS: usize = 10_000;
 pub const MAX_OPERATORS: usize = 10_000;
 /// Most audit records in one answer.
 pub const MAX_AUDIT_PAGE: usize = 1_000;
-/// For how long a controller's report of its ephemeral nodes holds.
+/// For how long a controller's report of its nodes holds.
 pub const PRESENT_FOR: Duration = Duration::from_secs(45);
 
 /// Why a store did not do what it was asked to. Nothing was changed.
@@ -157,6 +157,17 @@ pub struct AuditRecord {
     pub action: String,
     /// To what.
     pub detail: String,
+}
+
+/// What a controller tells the others of nodes that are connected to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The epoch of the revision.
+    pub epoch: Epoch,
+    /// What all of them have applied.
+    pub revision: Revision,
+    /// The nodes.
+    pub nodes: Vec<NodeId>,
 }
 
 /// One revision to be committed.
@@ -388,6 +399,18 @@ pub trait SharedStore: Send + Sync {
     /// # Errors
     /// A failure.
     async fn suspects_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError>;
+
+    /// Tells the others what this controller's nodes have applied. Holds for [`PRESENT_FOR`].
+    ///
+    /// # Errors
+    /// A failure.
+    async fn report_applied(&self, network: NetworkId, applied: &Applied) -> Result<(), StoreError>;
+
+    /// What the others' nodes have applied.
+    ///
+    /// # Errors
+    /// A failure.
+    async fn applied_elsewhere(&self, network: NetworkId) -> Result<Vec<Applied>, StoreError>;
 
     /// A secret, sealed as it was stored.
     ///

@@ -14,6 +14,8 @@
 //! PREFIX/trail/SEQ-NETWORK             the order of all audit records
 //! PREFIX/operator/ID                   an operator's token
 //! PREFIX/present/NETWORK/CONTROLLER/N  ephemeral nodes that a controller has, for as long as it lives
+//! PREFIX/suspect/NETWORK/CONTROLLER/N  nodes about which a controller asks the others' members, likewise
+//! PREFIX/applied/NETWORK/CONTROLLER/N  nodes that a controller has, and what they have applied, likewise
 //! PREFIX/secret/NAME                   keys of networks and controllers, sealed
 //! ```
 //!
@@ -160,6 +162,10 @@ impl Names {
 
     pub(super) fn suspects(&self, network: NetworkId) -> String {
         self.key(&format!("suspect/{network}/"))
+    }
+
+    pub(super) fn applied(&self, network: NetworkId) -> String {
+        self.key(&format!("applied/{network}/"))
     }
 
     pub(super) fn secret(&self, name: &str) -> String {

@@ -3,12 +3,12 @@
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions};
 use tokio::sync::watch;
-use znet_core::id::{NetworkId, NodeId};
+use znet_core::id::{Epoch, NetworkId, NodeId, Revision};
 
 use super::EtcdStore;
 use super::inner::{Pair, absent, delete, get, get_under, put, tag};
 use super::names::number;
-use crate::store::{PRESENT_FOR, SharedStore, StoreError};
+use crate::store::{Applied, PRESENT_FOR, SharedStore, StoreError};
 
 /// Most nodes under one key: half a MiB.
 const NODES_OF_A_KEY: usize = 16_384;
@@ -26,19 +26,31 @@ impl SharedStore for EtcdStore {
     }
 
     async fn report_present(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {
-        self.report(&self.inner.names.present(network), nodes).await
+        self.report(&self.inner.names.present(network), &[], nodes).await
     }
 
     async fn present_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError> {
-        self.reported_elsewhere(self.inner.names.present(network)).await
+        let reports = self.reported_elsewhere(self.inner.names.present(network)).await?;
+        Ok(reports.iter().flat_map(|report| nodes_of(&report.value)).collect())
     }
 
     async fn report_suspects(&self, network: NetworkId, nodes: &[NodeId]) -> Result<(), StoreError> {
-        self.report(&self.inner.names.suspects(network), nodes).await
+        self.report(&self.inner.names.suspects(network), &[], nodes).await
     }
 
     async fn suspects_elsewhere(&self, network: NetworkId) -> Result<Vec<NodeId>, StoreError> {
-        self.reported_elsewhere(self.inner.names.suspects(network)).await
+        let reports = self.reported_elsewhere(self.inner.names.suspects(network)).await?;
+        Ok(reports.iter().flat_map(|report| nodes_of(&report.value)).collect())
+    }
+
+    async fn report_applied(&self, network: NetworkId, applied: &Applied) -> Result<(), StoreError> {
+        let at = [applied.epoch.get().to_be_bytes(), applied.revision.get().to_be_bytes()].concat();
+        self.report(&self.inner.names.applied(network), &at, &applied.nodes).await
+    }
+
+    async fn applied_elsewhere(&self, network: NetworkId) -> Result<Vec<Applied>, StoreError> {
+        let reports = self.reported_elsewhere(self.inner.names.applied(network)).await?;
+        Ok(reports.iter().filter_map(|report| applied_of(&report.value)).collect())
     }
 
     async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -68,8 +80,8 @@ impl SharedStore for EtcdStore {
 }
 
 impl EtcdStore {
-    /// Writes nodes down under a key of this controller, for as long as a report holds.
-    async fn report(&self, prefix: &str, nodes: &[NodeId]) -> Result<(), StoreError> {
+    /// Writes nodes down under keys of this controller, under each what it tells of them, for as long as a report holds.
+    async fn report(&self, prefix: &str, told: &[u8], nodes: &[NodeId]) -> Result<(), StoreError> {
         let seconds = i64::try_from(PRESENT_FOR.as_secs()).unwrap_or(i64::MAX);
         // A lease for each report: it goes by itself when no other one follows, and nothing has to be kept alive.
         let granted = self.inner.cluster.call(|client| {
@@ -79,21 +91,32 @@ impl EtcdStore {
         let lease = granted.await?.value.id();
         for (at, some) in (0..).zip(nodes.chunks(NODES_OF_A_KEY)) {
             let key = format!("{prefix}{}/{}", self.inner.id, number(at));
-            let value: Vec<u8> = some.iter().flat_map(|node| *node.as_bytes()).collect();
+            let mut value = told.to_vec();
+            value.extend(some.iter().flat_map(|node| *node.as_bytes()));
             let written = etcd_client::TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
             self.inner.ask(vec![written]).await?;
         }
         Ok(())
     }
 
-    async fn reported_elsewhere(&self, prefix: String) -> Result<Vec<NodeId>, StoreError> {
+    async fn reported_elsewhere(&self, prefix: String) -> Result<Vec<Pair>, StoreError> {
         let own = format!("{prefix}{}/", self.inner.id);
-        let found = self.inner.ask(vec![get_under(prefix)]).await?.all(0)?;
-        let others = found.iter().filter(|pair| !pair.key.starts_with(&own));
-        Ok(others.flat_map(nodes_of).collect())
+        let mut found = self.inner.ask(vec![get_under(prefix)]).await?.all(0)?;
+        found.retain(|pair| !pair.key.starts_with(&own));
+        Ok(found)
     }
 }
 
-fn nodes_of(pair: &Pair) -> Vec<NodeId> {
-    pair.value.chunks(NODE_LEN).filter_map(|bytes| NodeId::try_from(bytes).ok()).collect()
+fn nodes_of(value: &[u8]) -> Vec<NodeId> {
+    value.chunks(NODE_LEN).filter_map(|bytes| NodeId::try_from(bytes).ok()).collect()
+}
+
+fn applied_of(value: &[u8]) -> Option<Applied> {
+    let (epoch, rest) = value.split_first_chunk()?;
+    let (revision, nodes) = rest.split_first_chunk()?;
+    Some(Applied {
+        epoch: Epoch::new(u64::from_be_bytes(*epoch)),
+        revision: Revision::new(u64::from_be_bytes(*revision)),
+        nodes: nodes_of(nodes),
+    })
 }
