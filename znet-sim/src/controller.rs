@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use znet_core::controller::{
-    Command, MemberView, Network, NodeLifetime, Rotations, Row, RowKey, StateChange,
+    Command, Elsewhere, MemberView, Network, NodeLifetime, Rotations, Row, RowKey, StateChange,
 };
 use znet_core::feed::{Logged, Ring};
 use znet_core::id::{NodeId, Revision};
@@ -58,13 +58,15 @@ pub(crate) struct Up {
     waiting: VecDeque<Waiting>,
     batch: Option<Batch>,
     /// Whether the store takes no writes.
-    failed: bool,
+    pub(crate) failed: bool,
     /// What a planted bug remembers of a commit that failed.
     unfinished: Option<Batch>,
     pub(crate) streams: BTreeMap<Who, Stream>,
     /// When members gave a sign of life, and what they have applied.
     pub(crate) members: BTreeMap<NodeId, (Timestamp, Option<Revision>)>,
     rotations: Rotations,
+    /// What other controllers tell of their members.
+    pub(crate) elsewhere: Elsewhere,
 }
 
 impl Up {
@@ -78,13 +80,14 @@ impl Up {
             return None;
         }
         let (members, published) = (&self.members, self.committed.revision());
-        let view = |node: &NodeId| match members.get(node) {
+        let here = |node: &NodeId| match members.get(node) {
             Some((seen, applied)) => {
                 let applied = if bug == Some(Bug::KeysUnheard) { Some(published) } else { *applied };
                 MemberView { live: seen.plus(LIVE_TERM) > now, seen: Some(*seen), applied }
             }
             None => MemberView::default(),
         };
+        let view = |node: &NodeId| self.elsewhere.view(node, here(node));
         self.rotations.next(&self.committed, view, now)
     }
 
@@ -105,6 +108,8 @@ impl World {
         }
         let Some(network) = self.load() else { return };
         self.lives[self.here] += 1;
+        let rotations = Rotations::new(self.queue.now());
+        let rotations = if self.sites.len() > 1 { rotations.among_others() } else { rotations };
         let head = network.head().sign(&self.key);
         self.sites[self.here] = Some(Up {
             working: network.clone(),
@@ -117,7 +122,8 @@ impl World {
             unfinished: None,
             streams: BTreeMap::new(),
             members: BTreeMap::new(),
-            rotations: Rotations::new(self.queue.now()),
+            rotations,
+            elsewhere: Elsewhere::default(),
         });
         // While there was no controller nobody could be seen: a full term for everybody.
         let now = self.now();

@@ -19,6 +19,7 @@ mod calls;
 mod chaos;
 mod controller;
 mod disk;
+mod exchange;
 mod host;
 mod model;
 mod net;

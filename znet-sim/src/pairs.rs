@@ -182,12 +182,8 @@ impl World {
         }
     }
 
-    /// An operator has keys changed. Where several controllers share a store each waits for the agents of the others until it
-    /// has run for ten minutes, which is longer than a run takes.
+    /// An operator has keys changed.
     pub(crate) fn rotate(&mut self) {
-        if self.sites.len() > 1 {
-            return;
-        }
         let who = self.rng.random_range(0..self.agents.len());
         let agent = &self.agents[who];
         let which = match self.rng.random_range(0..4) {
@@ -196,12 +192,13 @@ impl World {
             _ => Rotate::Named(agent.names.choose(&mut self.rng).cloned().into_iter().collect()),
         };
         self.note(|| format!("the operator has keys changed: {which:?}"));
-        self.here = 0;
+        self.here = self.rng.random_range(0..self.sites.len());
         self.submit(Waiting { from: None, command: Rc::new(Command::RotateKeys { which }) });
     }
 
     /// What the controller does about changes that are under way.
     pub(crate) fn lead_changes(&mut self) {
+        self.exchange_applied();
         let now = self.now();
         let bug = self.bug;
         let Some(up) = self.sites[self.here].as_mut() else { return };

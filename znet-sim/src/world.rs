@@ -20,6 +20,7 @@ use znet_core::time::Timestamp;
 use crate::agent::Agent;
 use crate::controller::Up;
 use crate::disk::{Disk, Frame};
+use crate::exchange::Told;
 use crate::model::{Effect, Model, Op};
 use crate::net::Conn;
 use crate::planted::Bug;
@@ -66,6 +67,8 @@ pub(crate) struct World {
     /// The controllers' processes, `None` while one does not run, and how often each was started or ended.
     pub(crate) sites: Vec<Option<Up>>,
     pub(crate) lives: Vec<Serial>,
+    /// What each controller told the others last of its members.
+    pub(crate) told: Vec<Option<Told>>,
     /// The one at which the event in hand happens.
     pub(crate) here: Site,
     /// When ephemeral nodes were seen, by any of them.
@@ -107,7 +110,7 @@ impl World {
         let node_of = agents.iter().enumerate().map(|(who, agent)| (agent.id, who)).collect();
         let [lasting, ephemeral] = secrets;
         let sites: Vec<Option<Up>> = (0..scenario.controllers).map(|_| None).collect();
-        let lives = vec![0; sites.len()];
+        let (lives, told) = (vec![0; sites.len()], vec![None; sites.len()]);
         Self {
             scenario,
             rng,
@@ -121,6 +124,7 @@ impl World {
             model,
             sites,
             lives,
+            told,
             here: 0,
             absences: Liveness::default(),
             agents,
