@@ -5,20 +5,19 @@
 //! not. The time runs from the sending of a question to the reading of its answer, by a thread within the namespace. Then
 //! the same is done while another container floods its own resolver.
 
-use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sched::{CloneFlags, setns};
 use znet_agent::dns::{ADDRESS, PORT};
 use znet_tests::{Member, NetworkSpec, Node, World};
 
 use crate::default_json;
 use crate::figures::{Bound, Figure, Samples};
+use crate::inside::{enter, outside};
 use crate::process::cpu_seconds;
 
 /// Containers of the network.
@@ -107,18 +106,6 @@ fn measure(node: &Node, member: &Member, args: &Args) -> Result<Seen> {
     let took = asking.join().unwrap_or_else(|_| bail!("the asking thread panicked"))?;
     let cpu = cpu_seconds(agent)? - before;
     Ok(Seen { answered: took.len(), took: Samples::new(took), cpu })
-}
-
-/// The path of a container's namespace as seen from outside its host.
-fn outside(node: &Node, member: &Member) -> Result<PathBuf> {
-    let root = PathBuf::from(format!("/proc/{}/root", node.agent()?.pid()));
-    let path = member.container.netns_path();
-    Ok(root.join(path.strip_prefix("/").unwrap_or(&path)))
-}
-
-/// A thread that enters another namespace must not do anything else afterwards.
-fn enter(netns: &Path) -> Result<()> {
-    Ok(setns(File::open(netns)?, CloneFlags::CLONE_NEWNET)?)
 }
 
 fn resolver() -> Result<UdpSocket> {

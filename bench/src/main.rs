@@ -5,7 +5,9 @@ mod control;
 mod dataplane;
 mod dns;
 mod figures;
+mod inside;
 mod process;
+mod rotation;
 mod scale;
 
 use std::path::PathBuf;
@@ -40,6 +42,9 @@ enum Command {
     /// The resolver of a container: how long it takes over an answer, alone and beside a flood.
     #[command(after_help = "Examples:\n  ./x bench dns\n  ./x bench dns --seconds 3 --rate 1000")]
     Dns(dns::Args),
+    /// All keys of thirty containers changed again and again, while all pairs of them in turn ping each other at 1 ms.
+    #[command(after_help = "Examples:\n  ./x bench rotation\n  ./x bench rotation --quick")]
+    Rotation(rotation::Args),
     /// One controller with thousands of agents: join storm, propagation, churn, return after a crash.
     #[command(after_help = "Examples:\n  ./x bench scale\n  ./x bench scale --agents 1000 --containers 5000")]
     Scale(scale::Args),
@@ -58,6 +63,7 @@ fn main() -> Result<()> {
         Command::Control(args) => control::run(&args),
         Command::Dataplane(args) => dataplane::run(&args),
         Command::Dns(args) => dns::run(&args),
+        Command::Rotation(args) => rotation::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Part { part } => control::run_part(*part),
     }
