@@ -102,7 +102,10 @@ fn target(place: Place) -> Result<Target> {
 pub(super) fn failed(error: ClientError) -> Failure {
     match &error {
         ClientError::Problem(problem) => {
-            Failure::new(Kind::of_status(problem.status), &problem.code, &problem.detail)
+            // To an operator it makes no difference whether what is not there was named in the path or in the body.
+            let missing = problem.status == 422 && problem.code.starts_with("unknown_");
+            let kind = if missing { Kind::NotFound } else { Kind::of_status(problem.status) };
+            Failure::new(kind, &problem.code, &problem.detail)
         }
         ClientError::Unreachable { .. } => {
             let hint = "is `znet-ctl serve` running, with the same --socket, and are you root? \
