@@ -9,8 +9,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
 use znet_core::key::PrivateKey;
 use znet_local::HandOverRequest;
 use znet_wg::io::tun::{Queues, Tun, TunError};
@@ -18,8 +19,8 @@ use znet_wg::io::tun::{Queues, Tun, TunError};
 use crate::access::is_access;
 use crate::agent::{Agent, Joined};
 use crate::attach::{
-    AttachOrder, ask_patiently, blocking, detach_this, device_name, is_current, nobody_has, note_release,
-    put_attachment, still_there, take_back,
+    AttachOrder, ask_patiently, blocking, detach_this, device_name, drop_local, is_current, nobody_has,
+    note_release, put_attachment, still_there, take_back,
 };
 use crate::error::AgentError;
 use crate::files::Attachment;
@@ -30,6 +31,10 @@ use crate::reconcile::Target;
 
 /// Seconds after which a device that no runtime has taken is taken back. Docker takes one within a second or two.
 const LENT_FOR: u64 = 300;
+/// How long it is watched closely how a runtime goes on with a device that it said where to move.
+const WATCHED_FOR: Duration = Duration::from_secs(10);
+/// How often: a container that was just started finds its resolver.
+const WATCH_EVERY: Duration = Duration::from_millis(20);
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
@@ -49,8 +54,13 @@ pub(crate) async fn lend(
         return Err(AgentError::AccessPoint { name: order.name });
     }
     let there = joined.state().attachments.get(&order.name).cloned();
-    if let Some(Attachment { name, netns, ifname, .. }) = there {
-        return Err(AgentError::AttachedElsewhere { name, netns, ifname });
+    if let Some(there) = there {
+        // Docker starts a container anew at once, before anybody looked whether the one before is gone.
+        if !is_gone(agent, joined, &there).await {
+            let Attachment { name, netns, ifname, .. } = there;
+            return Err(AgentError::AttachedElsewhere { name, netns, ifname });
+        }
+        drop_local(agent, joined, &there).await;
     }
     let netns_id = NetnsId::host()?;
     let asking = agent.clone();
@@ -144,11 +154,43 @@ pub async fn hand_over(
     let attachment = Attachment { netns, ..found };
     put_attachment(agent, &joined, attachment.clone())?;
     drop(guard);
+    tokio::spawn(watch(agent.clone(), joined.clone(), attachment.clone()));
     Ok((joined, attachment))
 }
 
-/// Looks how far the runtime is with a device.
-pub(crate) async fn look(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: Attachment, vanished: bool) {
+/// Looks often how far the runtime is, as its container starts as soon as it is done. The looks of [`crate::reconcile`] go on
+/// after that, and after a restart of the agent.
+async fn watch(agent: Arc<Agent>, joined: Arc<Joined>, attachment: Attachment) {
+    let until = Instant::now() + WATCHED_FOR;
+    while Instant::now() < until && is_current(&joined, &attachment) {
+        tokio::time::sleep(WATCH_EVERY).await;
+        if !look(&agent, &joined, attachment.clone(), false).await {
+            return;
+        }
+    }
+}
+
+/// Whether the device of an attachment is gone, or its namespace is.
+async fn is_gone(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attachment) -> bool {
+    if attachment.lent.is_some() {
+        return matches!(whereabouts(agent, joined, attachment).await, Ok(Now::Gone));
+    }
+    let (netns, id) = (attachment.netns.clone(), attachment.netns_id);
+    blocking(move || Ok(!still_there(&netns, id))).await.unwrap_or(false)
+}
+
+/// Whether a device is where it was made, as it is when the runtime died before it took it.
+pub(crate) async fn is_untaken(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: &Attachment) -> bool {
+    attachment.lent.is_some() && matches!(whereabouts(agent, joined, attachment).await, Ok(Now::Untaken))
+}
+
+/// Looks how far the runtime is with a device; `false` when that could not be found out.
+pub(crate) async fn look(
+    agent: &Arc<Agent>,
+    joined: &Arc<Joined>,
+    attachment: Attachment,
+    vanished: bool,
+) -> bool {
     let name = attachment.name.clone();
     let now = {
         // One that is being made holds the lock, and is neither gone nor there.
@@ -156,11 +198,11 @@ pub(crate) async fn look(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: A
         match is_current(joined, &attachment) {
             true if vanished => Ok(Now::Gone),
             true => whereabouts(agent, joined, &attachment).await,
-            false => return,
+            false => return true,
         }
     };
     let done = match now {
-        Ok(Now::Busy) => Ok(()),
+        Ok(Now::Untaken | Now::Busy) => Ok(()),
         Ok(Now::Gone) => {
             tracing::info!(%name, "the device that was lent for this container is gone or was never taken; detaching it");
             detach_this(agent, joined, &attachment).await
@@ -171,14 +213,17 @@ pub(crate) async fn look(agent: &Arc<Agent>, joined: &Arc<Joined>, attachment: A
         }
         Err(error) => Err(error),
     };
-    if let Err(error) = done {
+    if let Err(error) = &done {
         tracing::warn!(%name, %error, "it is unknown how far the runtime is with this container's device; looking again");
     }
+    done.is_ok()
 }
 
 /// How far the runtime is.
 enum Now {
-    /// It has not begun, or has not finished.
+    /// It has not begun.
+    Untaken,
+    /// It has not finished.
     Busy,
     /// There is no device, or nobody wants it.
     Gone,
@@ -201,7 +246,7 @@ async fn whereabouts(
         let Ok(Ok(Some((ifname, netns)))) = found else { return Ok(Now::Gone) };
         let netns_id = NetnsId::of(netns)?;
         if netns_id == NetnsId::host()? {
-            return Ok(if overdue { Now::Gone } else { Now::Busy });
+            return Ok(if overdue { Now::Gone } else { Now::Untaken });
         }
         // Where it was moved, somebody uses it; it ends with its namespace, which nothing here keeps.
         if ifname == attachment.device || !still_there(&attachment.netns, netns_id) {

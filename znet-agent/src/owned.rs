@@ -17,7 +17,7 @@ use crate::attach::{AttachOrder, attach, blocking, detach_this, still_there};
 use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::Netns;
-use crate::lent::lend;
+use crate::lent::{is_untaken, lend};
 use crate::reconcile::difference;
 
 /// How many owners are worked for side by side; calls of one owner come one after the other.
@@ -129,7 +129,7 @@ pub async fn detach_owned(agent: &Arc<Agent>, owner: &Owner) -> Result<bool, Age
 
 /// Takes away what a runtime made in one of its networks and does not know any more.
 pub async fn collect(agent: &Arc<Agent>, request: CollectRequest) -> Collected {
-    let CollectRequest { kind, network, keep } = request;
+    let CollectRequest { kind, network, keep, untaken } = request;
     let keep: BTreeSet<Kept> = keep.into_iter().collect();
     let stale = |owner: &Owner| {
         let known = Kept { container: owner.container.clone(), interface: owner.interface.clone() };
@@ -139,6 +139,9 @@ pub async fn collect(agent: &Arc<Agent>, request: CollectRequest) -> Collected {
     for (joined, attachment) in find(agent, stale) {
         let Some(owner) = attachment.owner.clone() else { continue };
         let _guard = agent.owners.lock(&owner).await;
+        if untaken && !is_untaken(agent, &joined, &attachment).await {
+            continue;
+        }
         match detach_this(agent, &joined, &attachment).await {
             Ok(()) => {
                 tracing::info!(name = %attachment.name, %owner, "the runtime does not know this container any more");

@@ -142,8 +142,8 @@ fn collect(client: &Client, config: &Config) -> Result<String, Error> {
     }
     let valid = config.conf.valid_attachments.clone().unwrap_or_default();
     let keep = valid.into_iter().map(|valid| Kept { container: valid.container_id, interface: valid.ifname });
-    let request =
-        CollectRequest { kind: KIND.to_owned(), network: config.conf.name.clone(), keep: keep.collect() };
+    let (kind, network) = (KIND.to_owned(), config.conf.name.clone());
+    let request = CollectRequest { kind, network, keep: keep.collect(), untaken: false };
     let collected = client.collect(&request).map_err(|error| of_agent(&error))?;
     match collected.failed.is_empty() {
         true => Ok(String::new()),

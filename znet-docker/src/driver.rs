@@ -68,7 +68,7 @@ impl Driver {
     /// [`Refusal`], in words for whoever typed the command.
     pub(crate) fn call(&self, called: &str, body: &[u8]) -> Result<Value, Refusal> {
         match called {
-            "Plugin.Activate" => Ok(json!({ "Implements": ["NetworkDriver"] })),
+            "Plugin.Activate" => Ok(self.activate()),
             // Docker keeps what is this machine's; who is reached is not bound to it.
             "NetworkDriver.GetCapabilities" => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
             "NetworkDriver.CreateNetwork" => self.create_network(&read(body)?),
@@ -89,6 +89,13 @@ impl Driver {
             )),
             other => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no call {other:?}"))),
         }
+    }
+
+    /// Docker says this once, before it asks for anything. A container that an earlier daemon was about to start when it died
+    /// is forgotten by Docker without a word, and its name would not be free until the agent takes back what nobody took.
+    fn activate(&self) -> Value {
+        self.networks.ids().iter().for_each(|docker| self.collect(docker, true));
+        json!({ "Implements": ["NetworkDriver"] })
     }
 
     fn create_network(&self, asked: &CreateNetwork) -> Result<Value, Refusal> {
@@ -122,12 +129,17 @@ impl Driver {
     fn delete_network(&self, asked: &DeleteNetwork) -> Result<Value, Refusal> {
         let docker = identifier(&asked.network)?;
         // Docker deletes no network that has endpoints which it knows of.
-        let all = CollectRequest { kind: KIND.to_owned(), network: docker.to_owned(), keep: Vec::new() };
-        if let Err(error) = self.agent.collect(&all) {
-            tracing::warn!(network = docker, %error, "what may be left of this network was not looked for");
-        }
+        self.collect(docker, false);
         self.networks.remove(docker)?;
         Ok(json!({}))
+    }
+
+    /// Takes away what Docker does not know of any more: all of a network, or what was lent and never taken.
+    fn collect(&self, docker: &str, untaken: bool) {
+        let (kind, network) = (KIND.to_owned(), docker.to_owned());
+        if let Err(error) = self.agent.collect(&CollectRequest { kind, network, keep: Vec::new(), untaken }) {
+            tracing::warn!(network = docker, %error, "what may be left of this network was not looked for");
+        }
     }
 
     fn create_endpoint(&self, asked: &CreateEndpoint) -> Result<Value, Refusal> {

@@ -49,6 +49,11 @@ impl Networks {
         self.known().get(id).cloned()
     }
 
+    /// Docker's identifiers of all.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.known().keys().cloned().collect()
+    }
+
     /// Keeps one; may be repeated.
     ///
     /// # Errors

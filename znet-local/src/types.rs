@@ -178,6 +178,9 @@ pub struct CollectRequest {
     pub network: String,
     /// What stays.
     pub keep: Vec<Kept>,
+    /// Of the rest only what was lent and is still where it was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untaken: bool,
 }
 
 /// An attachment that a runtime knows.

@@ -1,7 +1,7 @@
 //! Who is killed when.
 
 use netns_harness::probe;
-use serde_json::json;
+use serde_json::{Value, json};
 use znet_tests::Result;
 
 use crate::dockerd::{Docker, SOON, acme, containers, endpoint, id};
@@ -67,6 +67,65 @@ fn a_container_that_never_starts_leaves_nothing() -> Result {
     // Docker lost all it knew of the network's endpoints.
     docker.prepare("c")?;
     docker.well("NetworkDriver.DeleteNetwork", &json!({"NetworkID": id("net")}))?;
+    docker.wait_left(&world, &[])?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_device_that_nobody_takes_is_taken_back_after_five_minutes() -> Result {
+    let (mut world, token) = acme("docker-untaken")?;
+    let mut docker = Docker::start(&mut world, "n1", &token)?;
+    docker.prepare("old")?;
+    docker.prepare("young")?;
+    // As if one were lent five minutes ago, and the other one nearly.
+    docker.node.kill_agent()?;
+    let files = docker.node.host().command("find").arg(docker.node.state_dir());
+    let path = files.args(["-name", "attachments.json"]).run()?.stdout;
+    let mut kept: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(path.trim())?)?;
+    for attachment in &mut kept {
+        let ago = if attachment["name"] == "old" { 301 } else { 240 };
+        attachment["lent"] = json!(attachment["lent"].as_u64().unwrap() - ago);
+    }
+    std::fs::write(path.trim(), serde_json::to_vec(&kept)?)?;
+    docker.node.launch()?;
+    let one = || (docker.attached("old").ok()?.is_none()).then_some(());
+    probe::until("the device that nobody took to be taken back", SOON, one)?;
+    assert!(docker.attached("young")?.is_some());
+    docker.stop("young")?;
+    docker.wait_left(&world, &[])?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_begins_knows_nothing_of_devices_that_an_earlier_one_did_not_take() -> Result {
+    let (mut world, token) = acme("docker-anew")?;
+    let docker = Docker::start(&mut world, "n1", &token)?;
+    let taken = docker.prepare("taken")?;
+    docker.enter("taken", &taken)?;
+    docker.prepare("untaken")?;
+    docker.well("Plugin.Activate", &json!(null))?;
+    docker.wait_here(&["taken"])?;
+    docker.wait_settled("taken")?;
+    docker.stop("taken")?;
+    docker.wait_left(&world, &[])?;
+    world.passed();
+    Ok(())
+}
+
+#[test]
+fn a_container_is_started_anew_as_soon_as_the_namespace_of_the_one_before_is_gone() -> Result {
+    let (mut world, token) = acme("docker-at-once")?;
+    let docker = Docker::start(&mut world, "n1", &token)?;
+    let before = docker.run("web")?;
+    docker.wait_settled("web")?;
+    let made = |seed: &str| endpoint(seed, json!({"Interface": {}, "Options": {"znet.name": "web"}}));
+    docker.refuses("NetworkDriver.CreateEndpoint", &made("other"), 409, "attached already")?;
+    // Nobody tells of its end, as a daemon that was killed does not.
+    before.container.remove()?;
+    docker.well("NetworkDriver.CreateEndpoint", &made("other"))?;
+    docker.stop("other")?;
     docker.wait_left(&world, &[])?;
     world.passed();
     Ok(())
