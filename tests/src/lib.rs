@@ -5,7 +5,7 @@
 //! attached. Everything is told by command lines, as a user would. A [`Cluster`] has several controllers over etcd instead of one. A
 //! [`FleetNode`] is what a node is to its controller and nothing more, so that there can be hundreds.
 //!
-//! A [`runtime::Runtimes`] makes a host one on which containerd, podman and runc start containers.
+//! A [`runtime::Runtimes`] makes a host one on which containerd, podman, runc and Docker start containers.
 //!
 //! A [`Served`] is a controller without a lab, for what comes from strangers and operators. [`wireguard`] is a world of its own: the stand-alone `znet-wg` against other programs.
 

@@ -4,6 +4,8 @@
 //! own `/opt`, `/etc` and `/var`, so that nothing of a test is ever in the machine's, and a control group of its own,
 //! which ends with it. Programs are Debian's, and a container's files are busybox.
 
+pub mod docker;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -47,10 +47,15 @@ pub(crate) fn id(seed: &str) -> String {
 impl Docker {
     /// A node of `acme`, and on it Docker's network of the identifier `id("net")`.
     pub(crate) fn start(world: &mut World, name: &str, token: &str) -> Result<Self> {
-        let node = world.node(name, &[token])?;
+        let docker = Self::beside(world.node(name, &[token])?)?;
+        docker.well("NetworkDriver.CreateNetwork", &network(&id("net"), json!({"znet.network": "acme"})))?;
+        Ok(docker)
+    }
+
+    /// The plugin beside the agent of a node.
+    pub(crate) fn beside(node: Node) -> Result<Self> {
         let mut docker = Self { node, plugin: None };
         docker.launch()?;
-        docker.well("NetworkDriver.CreateNetwork", &network(&id("net"), json!({"znet.network": "acme"})))?;
         Ok(docker)
     }
 
