@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use netns_harness::{Process, probe};
 use serde_json::{Value, json};
-use znet_tests::{FIRST_PACKET, Member, NetworkSpec, Node, NodeOptions, Result, World, program};
+use znet_tests::{FIRST_PACKET, Laptop, Member, NetworkSpec, Node, NodeOptions, Result, World, program};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -179,8 +179,8 @@ fn a_device_that_its_container_renames_or_deletes_is_made_anew_and_a_foreign_lin
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
-fn a_node_that_gets_the_other_backend_makes_its_devices_anew_and_auto_leaves_an_engine_that_serves() -> Result
-{
+fn a_node_that_gets_the_kernel_leaves_its_containers_to_the_engine_and_one_that_gets_the_engine_makes_them_anew()
+-> Result {
     let mut world = World::new("kernel-switch")?;
     let token = acme(&world)?;
     let mut first = node(&mut world, "k1", &token, "engine")?;
@@ -188,20 +188,32 @@ fn a_node_that_gets_the_other_backend_makes_its_devices_anew_and_auto_leaves_an_
     let (a, b) = (first.attach("acme", "a")?, k2.attach("acme", "b")?);
     a.wait_reaches(b.v6()?, FIRST_PACKET)?;
     let host = first.host().clone();
-    for (backend, kind, why) in [
-        ("auto", "engine", "an engine serves containers here"),
-        ("kernel", "kernel", "it was asked for"),
-        ("auto", "kernel", "this kernel has WireGuard"),
-        ("engine", "engine", "it was asked for"),
-    ] {
-        first.stop_agent()?;
+    let change = |node: &mut Node, backend: &str| -> Result {
+        node.stop_agent()?;
         let flags = ["--backend", backend].map(str::to_owned).to_vec();
-        first = Node::start("k1", &host, NodeOptions { tokens: Vec::new(), flags })?;
+        *node = Node::start("k1", &host, NodeOptions { tokens: Vec::new(), flags })?;
+        node.wait_connected("acme")
+    };
+    let engine = first.engine_pid()?;
+    let flood = flood(&a, &b, 600, "0.01")?;
+    for (backend, why) in [("auto", "this kernel has WireGuard"), ("kernel", "it was asked for")] {
+        change(&mut first, backend)?;
         let status = first.status()?;
-        assert_eq!((&status["backend"]["kind"], &status["backend"]["why"]), (&kind.into(), &why.into()));
-        a.wait_reaches(b.v6()?, SOON)?;
-        b.wait_reaches(a.v6()?, SOON)?;
+        assert_eq!((&status["backend"]["kind"], &status["backend"]["why"]), (&"kernel".into(), &why.into()));
+        assert_eq!(first.engine_pid()?, engine);
     }
+    // What comes now is the kernel's.
+    let c = first.attach("acme", "c")?;
+    assert!(wg(&c, "listen-port").is_ok() && wg(&a, "listen-port").is_err());
+    c.reaches_all([&a, &b], FIRST_PACKET)?;
+    a.reaches_all([&c], FIRST_PACKET)?;
+    assert_eq!(lost(&flood)?, 0);
+    // The engine takes all of them.
+    change(&mut first, "engine")?;
+    c.wait_reaches(b.v6()?, SOON)?;
+    assert!(wg(&c, "listen-port").is_err());
+    b.wait_reaches(c.v6()?, SOON)?;
+    a.reaches_all([&b, &c], SOON)?;
     world.passed();
     Ok(())
 }
@@ -362,28 +374,51 @@ fn keys_are_not_changed_while_a_kernel_node_is_a_member_and_it_is_named() -> Res
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: ./x test --kernel"]
-fn an_access_point_at_a_kernel_node_is_refused_and_both_sides_say_what_to_do() -> Result {
+fn a_laptop_comes_in_by_an_engine_beside_the_kernels_devices_and_both_outlive_the_agent() -> Result {
     let mut world = World::new("kernel-access")?;
     let token = acme(&world)?;
     let mut k1 = node(&mut world, "k1", &token, "kernel")?;
     let e1 = node(&mut world, "e1", &token, "engine")?;
     let (a, b) = (k1.attach("acme", "a")?, e1.attach("acme", "b")?);
-    let create = ["access", "create", "acme", "laptop", "--via", "k1", "--timeout", "3s"];
-    let refused = world.controller.try_ctl(&create)?;
-    assert!(!refused.status.success());
-    assert!(refused.stderr.contains("--backend engine"), "{}", refused.stderr);
-    let log = k1.agent()?.stderr()?;
-    assert!(log.contains("serves no access points"), "{log}");
-    // Containers are no worse for it.
-    a.reaches_all([&b], FIRST_PACKET)?;
-    // What the text says helps.
-    let host = k1.host().clone();
-    k1.stop_agent()?;
-    let flags = ["--backend", "engine"].map(str::to_owned).to_vec();
-    let k1 = Node::start("k1", &host, NodeOptions { tokens: Vec::new(), flags })?;
+    a.wait_reaches(b.v6()?, FIRST_PACKET)?;
+    assert!(k1.status()?["engine_pid"].is_null(), "an engine that nobody needs");
+    let (key, port) = (wg(&a, "public-key")?, k1.network("acme")?["port"].clone());
     let file = world.controller.ctl(&["access", "create", "acme", "laptop", "--via", "k1"])?.stdout;
-    assert!(file.contains("[Peer]"), "{file}");
-    assert!(k1.network("acme")?["access"][0]["port"].is_u64());
+    let home = world.host("home")?;
+    let laptop = Laptop::up(&world.lab, &home, &file)?;
+    let reach_each_other = || -> Result {
+        for member in [&a, &b] {
+            laptop.wait_reaches(member.v6()?, SOON)?;
+            laptop.wait_reaches(member.v4()?, SOON)?;
+            member.wait_reaches(laptop.addresses[0], SOON)?;
+        }
+        Ok(())
+    };
+    reach_each_other()?;
+    let status = k1.status()?;
+    assert_eq!((&status["backend"]["kind"], &status["networks"][0]["port"]), (&"kernel".into(), &port));
+    let engine = k1.engine_pid()?;
+    // The agent ends and starts, without the controller: nobody loses a packet.
+    let near = a.v6()?.to_string();
+    let ping = laptop.command("ping").args(["-n", "-i", "0.01", "-c", "400", &near]).spawn("flood")?;
+    let between = flood(&a, &b, 400, "0.01")?;
+    for _ in 0..2 {
+        k1.kill_agent()?;
+        k1.launch()?;
+        k1.wait_connected("acme")?;
+    }
+    assert_eq!((lost(&ping)?, lost(&between)?), (0, 0));
+    assert_eq!((k1.engine_pid()?, wg(&a, "public-key")?), (engine, key));
+    reach_each_other()?;
+    // A container that comes later is the kernel's, and the laptop finds it.
+    let c = k1.attach("acme", "c")?;
+    assert!(wg(&c, "listen-port").is_ok());
+    laptop.wait_reaches(c.v6()?, SOON)?;
+    world.controller.ctl(&["access", "revoke", "acme", "laptop", "--yes"])?;
+    let cut_off = || (!laptop.pings(a.v6().ok()?, Duration::from_millis(500)).ok()?).then_some(());
+    probe::until("the laptop to be cut off", SOON, cut_off)?;
+    a.reaches_all([&b, &c], FIRST_PACKET)?;
+    laptop.down()?;
     world.passed();
     Ok(())
 }

@@ -154,7 +154,8 @@ async fn compare(
         return retire(agent, joined).await;
     }
     // The way from one device to the other is inside the engine.
-    agent.backend().engine_alone()?;
+    let (asking, network) = (agent.clone(), joined.membership.network);
+    blocking(move || asking.have_engine_serve(network)).await?;
     let mut outcome = Ok(());
     let port = serve(agent, joined, &wanted).await?;
     admit(agent, joined, port).await?;
@@ -244,7 +245,7 @@ fn end_key(kept: &Kept, container: ContainerId) -> EndKey {
 /// Opens the port that was used before, or one that no network of this node tries for itself.
 fn open(agent: &Agent, before: Option<Port>) -> Result<Port, AgentError> {
     let first = agent.options.listen_port.saturating_add(PORTS_TRIED);
-    let (number, sockets) = socket::bind_port(before.map_or(first, |port| port.number))?;
+    let (number, sockets) = socket::bind_port_beyond(before.map_or(first, |port| port.number))?;
     if let Some(before) = before.filter(|before| before.number != number) {
         tracing::warn!(
             before = before.number,
@@ -253,7 +254,7 @@ fn open(agent: &Agent, before: Option<Port>) -> Result<Port, AgentError> {
         );
     }
     let network = before.map_or_else(|| NetworkId::from_bytes(rand::random()), |before| before.network);
-    agent.backend().engine_alone()?.put_network(network, sockets, None)?;
+    agent.backend().engine_itself().put_network(network, sockets, None)?;
     Ok(Port { number, network })
 }
 
@@ -318,7 +319,7 @@ async fn make(
         };
         let (inner, outer) = tun::pair().map_err(tun::TunError::Io)?;
         let mut backend = agent.backend();
-        let engine = backend.engine_alone()?;
+        let engine = backend.engine_itself();
         engine.remove_device(network, id);
         engine.remove_device(port.network, id);
         for (of, device, end) in [

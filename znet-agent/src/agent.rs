@@ -203,9 +203,7 @@ impl Agent {
         let identity = files.identity()?;
         let node = identity.node_id().map_err(|error| AgentError::Invalid(error.to_string()))?;
         let memberships = files.memberships()?;
-        let mut accesses = memberships.iter().map(|membership| files.access(membership.network));
-        let has_access = accesses.any(|kept| kept.is_ok_and(|kept| !kept.keys.is_empty()));
-        let chosen = Backend::choose(options.backend, &options.run_dir, options.listen_port, has_access);
+        let chosen = Backend::choose(options.backend, &options.run_dir, options.listen_port);
         let backend = Mutex::new(chosen?);
         let (networks, wake, closely) = (RwLock::default(), Notify::new(), AtomicBool::new(true));
         let mtu = Mutex::new(None);
@@ -371,6 +369,14 @@ impl Agent {
     /// Takes the lock on what moves the packets. Whoever holds it may block; it is not taken on a thread of the runtime.
     pub fn backend(&self) -> MutexGuard<'_, Backend> {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the engine serve a network, for a device that only it can serve. Blocks.
+    ///
+    /// # Errors
+    /// [`AgentError`]: no engine can be started.
+    pub fn have_engine_serve(&self, network: NetworkId) -> Result<(), AgentError> {
+        self.backend().have_engine_serve(network, &|network| self.all_peers(network))
     }
 
     /// The networks of this node.

@@ -214,9 +214,14 @@ impl Engine {
 
     /// The UDP port of a network that is served.
     pub fn port(&self, id: NetworkId) -> Option<u16> {
-        let socket = self.networks.get(&id)?.sockets.first()?;
-        let address = socket2::SockRef::from(socket).local_addr().ok()?;
-        address.as_socket().map(|address| address.port())
+        port_of(&self.networks.get(&id)?.sockets)
+    }
+
+    /// Stops the engine and hands back the ports of its networks: nobody else gets them meanwhile.
+    pub fn give_up(&mut self) -> BTreeMap<NetworkId, (u16, Vec<OwnedFd>)> {
+        self.dismiss();
+        let networks = std::mem::take(&mut self.networks).into_iter();
+        networks.filter_map(|(id, held)| Some((id, (port_of(&held.sockets)?, held.sockets)))).collect()
     }
 
     /// Serves a network no longer.
@@ -329,6 +334,11 @@ impl Engine {
     fn client(&mut self) -> Result<&mut EngineClient, AgentError> {
         self.client.as_mut().ok_or(AgentError::Engine(EngineError::Refused("no engine runs yet".to_owned())))
     }
+}
+
+fn port_of(sockets: &[OwnedFd]) -> Option<u16> {
+    let address = socket2::SockRef::from(sockets.first()?).local_addr().ok()?;
+    address.as_socket().map(|address| address.port())
 }
 
 fn by_device(sessions: BTreeSet<SessionKey>) -> BTreeMap<(NetworkId, ContainerId), Vec<PublicKey>> {

@@ -93,12 +93,6 @@ pub enum AgentError {
         /// The name.
         name: Name,
     },
-    /// The kernel's WireGuard does not do it.
-    #[error(
-        "the packets of this node are moved by the kernel, which serves no access points and no containers \
-         of Docker: start its agent with `--backend engine`, or use another node"
-    )]
-    NeedsEngine,
     /// The interface's name cannot be one.
     #[error("{name:?} is no name for an interface: use 1 to 15 characters without / and white space")]
     Ifname {
@@ -180,7 +174,6 @@ impl AgentError {
             Self::UnknownOwner { .. } => (404, "unknown_owner"),
             Self::NetnsInUse { .. } => (409, "netns_in_use"),
             Self::AccessPoint { .. } => (409, "access_point"),
-            Self::NeedsEngine => (409, "needs_engine"),
             Self::Ifname { .. } => (422, "invalid_ifname"),
             Self::Token(_) => (422, "invalid_token"),
             Self::Busy { .. } => (409, "busy"),

@@ -63,9 +63,9 @@ pub(crate) async fn lend(
         drop_local(agent, joined, &there).await;
     }
     let netns_id = NetnsId::host()?;
-    let asking = agent.clone();
-    // The kernel's device has no descriptor that would tell where it was moved to.
-    blocking(move || asking.backend().engine_alone().map(|_| ())).await?;
+    let (asking, network) = (agent.clone(), joined.membership.network);
+    // A device of the kernel's has no descriptor that would tell where it was moved to.
+    blocking(move || asking.have_engine_serve(network)).await?;
     let (record, key, revision) = ask_patiently(joined, &order, None).await?;
     let device = device_name(joined, &record);
     let attachment = Attachment {
@@ -240,10 +240,8 @@ async fn whereabouts(
     blocking(move || {
         let overdue = attachment.lent.is_none_or(|since| since.saturating_add(LENT_FOR) < now());
         let (network, container) = (joined.membership.network, attachment.container);
-        let mut backend = agent.backend();
-        let found = backend.engine_alone().map(|engine| engine.whereabouts(network, container));
-        drop(backend);
-        let Ok(Ok(Some((ifname, netns)))) = found else { return Ok(Now::Gone) };
+        let found = agent.backend().engine_itself().whereabouts(network, container);
+        let Ok(Some((ifname, netns))) = found else { return Ok(Now::Gone) };
         let netns_id = NetnsId::of(netns)?;
         if netns_id == NetnsId::host()? {
             return Ok(if overdue { Now::Gone } else { Now::Untaken });

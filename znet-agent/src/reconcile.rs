@@ -18,7 +18,7 @@ use crate::attach::{
     Keys, addresses, ask_controller, blocking, build, detach_this, device, drop_local, is_current, is_ours,
     put_attachment, release_leftovers, reserve_port, still_there,
 };
-use crate::backend::{Kind, kernel};
+use crate::backend::kernel;
 use crate::engine::address_set;
 use crate::error::AgentError;
 use crate::files::Attachment;
@@ -77,13 +77,14 @@ pub fn carry_out(agent: &Agent, netns: &Netns, target: &Target, steps: &[Step]) 
     if let Some(Step::Remove(key)) = steps.iter().find(|step| matches!(step, Step::Remove(_))) {
         agent.backend().remove_device(key.network, key.container);
     }
+    let mut from_outside = false;
     if steps.iter().any(|step| matches!(step, Step::MakeLink(_))) {
         let Target { network, ifname, device, port, .. } = target;
-        agent.backend().make_link(*network, netns, ifname, device, *port)?;
+        from_outside = agent.backend().make_link(*network, netns, ifname, device, *port)?;
     }
     let inside = steps.iter().any(|step| !matches!(step, Step::Remove(_) | Step::Serve(_)));
     // All that happens inside the namespace happens on one visit and over one netlink socket, in the order of the plan.
-    let tun = if inside { change_inside(netns, target, steps, agent.backend().kind())? } else { None };
+    let tun = if inside { change_inside(netns, target, steps, from_outside)? } else { None };
     if steps.iter().any(|step| matches!(step, Step::Serve(_))) {
         agent.backend().put_device(target.network, target.device.clone(), tun)?;
     }
@@ -95,7 +96,7 @@ fn change_inside(
     netns: &Netns,
     target: &Target,
     steps: &[Step],
-    backend: Kind,
+    from_outside: bool,
 ) -> Result<Option<OwnedFd>, AgentError> {
     let name = target.ifname.as_str();
     let mut made = None;
@@ -104,8 +105,8 @@ fn change_inside(
         link::set_up(&handle, "lo", None, true).await?;
         for step in steps {
             match step {
-                // The kernel's was made in the host's namespace.
-                Step::MakeLink(_) if backend == Kind::Kernel => {}
+                // One of the kernel's was made in the host's namespace.
+                Step::MakeLink(_) if from_outside => {}
                 Step::MakeLink(_) => match Tun::create(name, Queues::Single) {
                     Ok(device) => *tun = Some(Ok(device)),
                     Err(error) => {

@@ -47,7 +47,12 @@ pub(crate) fn id(seed: &str) -> String {
 impl Docker {
     /// A node of `acme`, and on it Docker's network of the identifier `id("net")`.
     pub(crate) fn start(world: &mut World, name: &str, token: &str) -> Result<Self> {
-        let docker = Self::beside(world.node(name, &[token])?)?;
+        Self::start_at(world.node(name, &[token])?)
+    }
+
+    /// As [`Docker::start`], on a node that is there.
+    pub(crate) fn start_at(node: Node) -> Result<Self> {
+        let docker = Self::beside(node)?;
         docker.well("NetworkDriver.CreateNetwork", &network(&id("net"), json!({"znet.network": "acme"})))?;
         Ok(docker)
     }

@@ -5,5 +5,6 @@
 mod bad_luck;
 mod daemon;
 mod dockerd;
+mod kernel;
 mod lifecycle;
 mod refused;

@@ -1,8 +1,10 @@
-//! What moves the packets of this node's containers: the engine, or the kernel's WireGuard.
+//! What moves the packets of this node's containers: the engine, or the kernel's WireGuard, with an engine beside it for what
+//! only that can do ([`both`]).
 //!
 //! Both do the same for the agent, which is what the conformance tests in `tests/backend` hold them to. A plan's steps on
 //! links, addresses and routes are carried out by [`crate::reconcile`] and are the same for both; here is what differs.
 
+mod both;
 pub mod kernel;
 
 use std::fmt;
@@ -21,15 +23,16 @@ use crate::error::AgentError;
 use crate::files::Attachment;
 use crate::host::netns::Netns;
 use crate::host::{socket, wireguard};
+use both::Both;
 use kernel::Kernel;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// The kernel where it has WireGuard, unless an engine serves containers or access points here; else the engine
+    /// The kernel where it has WireGuard; else the engine
     #[default]
     Auto,
-    /// The kernel's WireGuard
+    /// The kernel's WireGuard; the engine for access points and Docker's containers, and for those that it serves already
     Kernel,
     /// The engine, in user space
     Engine,
@@ -65,23 +68,17 @@ pub struct Backend {
 #[derive(Debug)]
 enum Mover {
     Engine(Box<Engine>),
-    Kernel(Kernel),
+    Kernel(Box<Both>),
 }
 
 impl Backend {
-    /// Chooses, and adopts the engine that runs or remembers that one has to be started. Where nothing is asked for, the
-    /// engine stays where it `is_needed`. Ports of the kernel's devices are chosen from `first_port` on.
+    /// Chooses, and adopts the engine that runs or remembers that one has to be started. Ports of the kernel's devices are
+    /// chosen from `first_port` on.
     ///
     /// # Errors
     /// [`AgentError`]: the kernel is asked for and has no WireGuard.
-    pub fn choose(
-        choice: Choice,
-        run_dir: &Path,
-        first_port: u16,
-        is_needed: bool,
-    ) -> Result<Self, AgentError> {
-        let mut engine = Engine::adopt(run_dir);
-        let serves = engine.networks().values().any(|network| !network.devices.is_empty());
+    pub fn choose(choice: Choice, run_dir: &Path, first_port: u16) -> Result<Self, AgentError> {
+        let engine = Engine::adopt(run_dir);
         let try_kernel = || {
             // Asking for the family loads the module where there is one; who has none is spared the attempt.
             kernel::wg::Wg::open(0)?;
@@ -92,11 +89,6 @@ impl Backend {
             Choice::Kernel => {
                 try_kernel()?;
                 (Kind::Kernel, "it was asked for".to_owned())
-            }
-            // Its links would end.
-            Choice::Auto if serves => (Kind::Engine, "an engine serves containers here".to_owned()),
-            Choice::Auto if is_needed => {
-                (Kind::Engine, "this node has access points, which the engine alone serves".to_owned())
             }
             Choice::Auto => match try_kernel() {
                 Ok(()) => (Kind::Kernel, "this kernel has WireGuard".to_owned()),
@@ -109,10 +101,7 @@ impl Backend {
                 znet_wg::io::tun::check()?;
                 Mover::Engine(Box::new(engine))
             }
-            Kind::Kernel => {
-                engine.dismiss();
-                Mover::Kernel(Kernel::new(first_port)?)
-            }
+            Kind::Kernel => Mover::Kernel(Box::new(Both::new(Kernel::new(first_port)?, engine))),
         };
         Ok(Self { why, mover })
     }
@@ -130,14 +119,22 @@ impl Backend {
         }
     }
 
-    /// The engine, for what it alone can do.
+    /// The engine, for what it alone can do; a network that it is to serve needs [`Backend::have_engine_serve`] first.
+    pub fn engine_itself(&mut self) -> &mut Engine {
+        match &mut self.mover {
+            Mover::Engine(engine) => engine,
+            Mover::Kernel(kernel) => kernel.engine(),
+        }
+    }
+
+    /// Has the engine serve a network that was taken up, where it does not anyway.
     ///
     /// # Errors
-    /// [`AgentError::NeedsEngine`]: the kernel moves the packets.
-    pub fn engine_alone(&mut self) -> Result<&mut Engine, AgentError> {
+    /// [`AgentError`]: no engine can be started.
+    pub fn have_engine_serve(&mut self, network: NetworkId, peers: Peers<'_>) -> Result<(), AgentError> {
         match &mut self.mover {
-            Mover::Engine(engine) => Ok(engine),
-            Mover::Kernel(_) => Err(AgentError::NeedsEngine),
+            Mover::Engine(_) => Ok(()),
+            Mover::Kernel(kernel) => kernel.have_engine_serve(network, peers),
         }
     }
 
@@ -154,8 +151,9 @@ impl Backend {
 
     /// Stops the engine that runs, so that a new one gets everything that it had.
     pub fn dismiss(&mut self) {
-        if let Mover::Engine(engine) = &mut self.mover {
-            engine.dismiss();
+        match &mut self.mover {
+            Mover::Engine(engine) => engine.dismiss(),
+            Mover::Kernel(kernel) => kernel.dismiss(),
         }
     }
 
@@ -166,7 +164,7 @@ impl Backend {
     pub fn ensure(&mut self, peers: Peers<'_>) -> Result<bool, AgentError> {
         match &mut self.mover {
             Mover::Engine(engine) => engine.ensure(peers),
-            Mover::Kernel(_) => Ok(false),
+            Mover::Kernel(kernel) => kernel.ensure(peers),
         }
     }
 
@@ -174,7 +172,7 @@ impl Backend {
     pub fn pid(&self) -> Option<u32> {
         match &self.mover {
             Mover::Engine(engine) => engine.pid(),
-            Mover::Kernel(_) => None,
+            Mover::Kernel(kernel) => kernel.pid(),
         }
     }
 
@@ -191,16 +189,14 @@ impl Backend {
         attachments: &[Attachment],
     ) -> Result<(u16, bool), AgentError> {
         match &mut self.mover {
-            Mover::Kernel(kernel) => {
-                kernel.put_network(network, keepalive);
-                Ok((wanted, kernel.adopt(network, attachments) > 0))
-            }
+            Mover::Kernel(kernel) => kernel.take_up(network, wanted, keepalive, attachments),
             Mover::Engine(engine) => {
+                let kernels = attachments.iter().filter(|attachment| attachment.port.is_some());
+                kernels.for_each(|attachment| kernel::remove_left(network, attachment));
                 if let Some(port) = engine.port(network) {
                     engine.set_keepalive(network, keepalive)?;
                     return Ok((port, true));
                 }
-                attachments.iter().for_each(|attachment| kernel::remove_left(network, attachment));
                 let (port, sockets) = socket::bind_port(wanted)?;
                 engine.put_network(network, sockets, keepalive)?;
                 Ok((port, false))
@@ -250,7 +246,7 @@ impl Backend {
     pub fn reserve_port(&mut self, wanted: Option<NonZeroU16>) -> Result<Option<NonZeroU16>, AgentError> {
         match &mut self.mover {
             Mover::Engine(_) => Ok(None),
-            Mover::Kernel(kernel) => Ok(NonZeroU16::new(kernel.reserve_port(wanted.map(NonZeroU16::get))?)),
+            Mover::Kernel(kernel) => kernel.reserve_port(wanted),
         }
     }
 
@@ -268,17 +264,7 @@ impl Backend {
     ) -> Result<bool, AgentError> {
         match &mut self.mover {
             Mover::Engine(_) => Ok(false),
-            Mover::Kernel(kernel) => {
-                // An attachment that the engine served has none yet.
-                let port = match port {
-                    Some(port) => port.get(),
-                    None => {
-                        return Err(AgentError::Invalid("this container has no port of its own".to_owned()));
-                    }
-                };
-                kernel.make_link(network, netns.try_clone()?, ifname, device.clone(), port)?;
-                Ok(true)
-            }
+            Mover::Kernel(kernel) => kernel.make_link(network, netns, ifname, device, port),
         }
     }
 
@@ -292,13 +278,9 @@ impl Backend {
         device: Device,
         tun: Option<OwnedFd>,
     ) -> Result<(), AgentError> {
-        match (&mut self.mover, tun) {
-            (Mover::Kernel(kernel), _) => kernel.put_device(network, device),
-            (Mover::Engine(engine), None) => engine.change_device(network, device),
-            (Mover::Engine(engine), Some(tun)) => {
-                let fds = vec![tun, socket::wg_listener(&device.name)?.into()];
-                engine.put_device(network, device, fds)
-            }
+        match &mut self.mover {
+            Mover::Engine(engine) => put_in_engine(engine, network, device, tun),
+            Mover::Kernel(kernel) => kernel.put_device(network, device, tun),
         }
     }
 
@@ -341,7 +323,7 @@ impl Backend {
     pub fn works(&self) -> bool {
         match &self.mover {
             Mover::Engine(engine) => engine.pid().is_some(),
-            Mover::Kernel(_) => true,
+            Mover::Kernel(kernel) => kernel.works(),
         }
     }
 
@@ -357,7 +339,7 @@ impl Backend {
     ) -> Result<Vec<PublicKey>, AgentError> {
         match &mut self.mover {
             Mover::Engine(engine) => engine.heard(network, peers, within),
-            Mover::Kernel(kernel) => Ok(kernel.heard(network, peers, within)),
+            Mover::Kernel(kernel) => kernel.heard(network, peers, within),
         }
     }
 
@@ -367,11 +349,8 @@ impl Backend {
     /// [`AgentError`].
     pub fn gone(&mut self) -> Result<Vec<(NetworkId, ContainerId)>, AgentError> {
         match &mut self.mover {
-            Mover::Engine(engine) => {
-                let gone = engine.stats()?.devices.into_iter().filter(|(_, _, gone, _)| *gone);
-                Ok(gone.map(|(network, container, ..)| (network, container)).collect())
-            }
-            Mover::Kernel(kernel) => Ok(kernel.gone()),
+            Mover::Engine(engine) => gone_of(engine),
+            Mover::Kernel(kernel) => kernel.gone(),
         }
     }
 
@@ -382,7 +361,29 @@ impl Backend {
     pub fn stats(&mut self) -> Result<EngineStats, AgentError> {
         match &mut self.mover {
             Mover::Engine(engine) => engine.stats(),
-            Mover::Kernel(kernel) => Ok(kernel.stats()),
+            Mover::Kernel(kernel) => kernel.stats(),
         }
     }
+}
+
+/// Has an engine serve a device: over its descriptors, if it was made now.
+fn put_in_engine(
+    engine: &mut Engine,
+    network: NetworkId,
+    device: Device,
+    tun: Option<OwnedFd>,
+) -> Result<(), AgentError> {
+    match tun {
+        None => engine.change_device(network, device),
+        Some(tun) => {
+            let fds = vec![tun, socket::wg_listener(&device.name)?.into()];
+            engine.put_device(network, device, fds)
+        }
+    }
+}
+
+/// The devices of an engine whose links are gone.
+fn gone_of(engine: &mut Engine) -> Result<Vec<(NetworkId, ContainerId)>, AgentError> {
+    let gone = engine.stats()?.devices.into_iter().filter(|(_, _, gone, _)| *gone);
+    Ok(gone.map(|(network, container, ..)| (network, container)).collect())
 }

@@ -94,8 +94,12 @@ fn print_status(status: &Status, format: Format) {
     if format == Format::Json {
         return output::json(status);
     }
-    let engine = status.engine_pid.map_or_else(|| "not running".to_owned(), |pid| format!("process {pid}"));
-    let engine = if status.backend.kind == Backend::Engine { format!(", {engine}") } else { String::new() };
+    let engine = match (status.backend.kind, status.engine_pid) {
+        (Backend::Engine, Some(pid)) => format!(", process {pid}"),
+        (Backend::Engine, None) => ", not running".to_owned(),
+        (Backend::Kernel, Some(pid)) => format!(" with an engine beside it, process {pid}"),
+        (Backend::Kernel, None) => String::new(),
+    };
     let backend = format!("backend: {}{engine} ({})", status.backend.kind, status.backend.why);
     output::line(&format!("node {}\nversion {}, {backend}\n", status.node, status.version));
     let networks = status.networks.iter().map(|network| {

@@ -14,6 +14,8 @@ pub const WIREGUARD_DIR: &str = "/var/run/wireguard";
 pub const DEVICE_PREFIX: &str = "zn";
 /// How many ports are tried after the one wanted.
 pub const PORTS_TRIED: u16 = 64;
+/// How many are tried where a node may have a port for each container.
+const PORTS_BEYOND: u16 = 8_192;
 
 /// Why a port could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,15 @@ pub fn bind_port(wanted: u16) -> Result<(u16, Vec<OwnedFd>), SocketError> {
         }
     }
     Err(SocketError::NoPort { from: wanted, why: last })
+}
+
+/// As [`bind_port`], but looks further: the kernel's devices, each of which has a port, may have all that are near.
+///
+/// # Errors
+/// [`SocketError::NoPort`].
+pub fn bind_port_beyond(wanted: u16) -> Result<(u16, Vec<OwnedFd>), SocketError> {
+    let further = (1..PORTS_BEYOND / PORTS_TRIED).filter_map(|n| wanted.checked_add(n * PORTS_TRIED));
+    bind_port(wanted).or_else(|none| further.filter_map(|port| bind_port(port).ok()).next().ok_or(none))
 }
 
 /// Makes the socket on which the engine answers `wg(8)` for a device.

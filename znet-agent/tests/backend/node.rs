@@ -77,7 +77,7 @@ impl Node {
     /// Ends the hold on what is there, and begins a new one.
     pub(crate) fn take_over(&mut self) {
         drop(self.backend.take());
-        let mut backend = Backend::choose(self.choice, self.dir.path(), 42_000, false).unwrap();
+        let mut backend = Backend::choose(self.choice, self.dir.path(), 42_000).unwrap();
         let wanted = if self.choice == Choice::Engine { Kind::Engine } else { Kind::Kernel };
         assert_eq!(backend.kind(), wanted);
         backend.ensure(&|_| Vec::new()).unwrap();

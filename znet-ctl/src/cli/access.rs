@@ -155,8 +155,7 @@ impl Asker {
                     humantime::format_duration(args.timeout)
                 );
                 let hint = format!(
-                    "see with `znet-ctl node list {}` whether it is live; its agent's log says \
-                     what it lacks, which may be `--backend engine`",
+                    "see with `znet-ctl node list {}` whether it is live; its agent's log says what it lacks",
                     args.network
                 );
                 return Err(Failure::new(Kind::TimedOut, "not_served", why).hint(hint));

@@ -95,15 +95,20 @@ fn bind_one(domain: Domain, address: SocketAddr, options: Options) -> io::Result
         socket.set_mark(options.fwmark)?;
     }
     socket.set_nonblocking(true)?;
+    set_buffers(socket.as_fd());
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Gives a socket the buffers with which it is bound.
+pub fn set_buffers(socket: BorrowedFd<'_>) {
     // Beyond net.core.rmem_max for whoever may, and as much as that for others.
     for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
     {
-        if set(socket.as_fd(), libc::SOL_SOCKET, forced, BUFFER as libc::c_int).is_err() {
-            let _ = set(socket.as_fd(), libc::SOL_SOCKET, plain, BUFFER as libc::c_int);
+        if set(socket, libc::SOL_SOCKET, forced, BUFFER as libc::c_int).is_err() {
+            let _ = set(socket, libc::SOL_SOCKET, plain, BUFFER as libc::c_int);
         }
     }
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 fn set(fd: BorrowedFd<'_>, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
